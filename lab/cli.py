@@ -1,0 +1,218 @@
+"""The `lab` command. It imports lazily: `lab status` and `lab report` need no jax."""
+
+import argparse
+import os
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from lab.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lab", description="A scaling laboratory for image generators.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, call: Callable, about: str, target: str | None = None, help_target: str = "") -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=about, description=about)
+        sub.set_defaults(call=call)
+        if target:
+            sub.add_argument(target, help=help_target)
+        return sub
+
+    override = "; any config key is overridden by --config.KEY=VALUE"
+    run = command("run", _run, "train a study, or go on with it, and write its report" + override, "experiment", "experiment file")
+    run.add_argument("--workdir", default="runs", help="folder in which the study's folder is made (default: runs)")
+    command("plan", _plan, "what a study will cost on this device, before it is paid" + override, "experiment", "experiment file")
+    audit = command(
+        "audit", _audit, "one line a tensor: arrow, role, scales, and whether the arrow is true" + override, "experiment", "file"
+    )
+    audit.add_argument("--width", help="add the columns of a model so many times as wide, such as 4x")
+    command("status", _status, "what is done, running, diverged, interrupted, missing", "study", "folder of a study")
+    report = command("report", _report, "write report.html, figures and tables of a study", "study", "folder of a study")
+    report.add_argument("--out", help="folder for the report (default: the study's)")
+    sample = command("sample", _sample, "a grid of samples of a study's best model", "study", "folder of a study")
+    sample.add_argument("-n", type=int, default=32, help="how many")
+    sample.add_argument("--guidance", type=float, default=2.0)
+    sample.add_argument("--steps", type=int, default=50)
+    sample.add_argument("--method", default="heun", help="euler or heun")
+    sample.add_argument("--trial", default="", help="id of a trial that kept its weights")
+    sample.add_argument("--out", default="samples.png", help="picture to write (default: samples.png)")
+    data = command("data", _data, "build or verify a source", "action", "build or verify")
+    data.add_argument("name", help="source, such as icons")
+    data.add_argument("--data-dir", default="data")
+    data.add_argument("--size", type=int, default=16)
+    bench = command("bench", _bench, "measure against a peer: step, sweep or compile", "what", "step, sweep or compile")
+    bench.add_argument("rest", nargs=argparse.REMAINDER)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; 0 done, 2 bad config or input, 3 every trial diverged, 75 interrupted with the state saved."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    overrides = []
+    if "bench" not in argv[:1]:
+        for i, a in enumerate(list(argv)):
+            if a.startswith("--config.") and "=" not in a and i + 1 < len(argv):
+                argv[i], argv[i + 1] = f"{a}={argv[i + 1]}", ""
+        overrides = [a for a in argv if a.startswith("--config.")]
+        argv = [a for a in argv if a and not a.startswith("--config.")]
+    args = _parser().parse_args(argv)
+    args.overrides = overrides
+    try:
+        if overrides and args.command not in ("run", "plan", "audit"):
+            raise UserError(f"{overrides[0]} has no meaning for `lab {args.command}`")
+        return args.call(args) or 0
+    except UserError as e:
+        print(f"lab: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("lab: interrupted; the same command goes on from the last saved step", file=sys.stderr)
+        return 75
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _jax() -> None:
+    """Settings that hold for every command that computes: the compile cache is on."""
+    import jax
+
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "lab" / "xla"))
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _study(args: argparse.Namespace, folder: bool = False):
+    from lab import study
+
+    _jax()
+    experiment = study.load(args.experiment, args.overrides)
+    return study.Study(experiment, Path(args.workdir) / experiment.name if folder else None)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from lab.log import console
+    from lab.population import Interrupt, Preempted
+
+    console.print(f"{args.experiment}: opening data", markup=False)
+    study = _study(args, folder=True)
+    try:
+        with Interrupt() as interrupt:
+            folder = study.run(interrupt)
+    except Preempted:
+        print("lab: stopped, state saved; the same command goes on from here", file=sys.stderr)
+        return 75
+    from lab import record, report
+
+    states = record.status(folder)
+    wanted = [states[i] for i in study.trials]
+    page = report.report(folder)
+    print(report.headline(folder))
+    print(f"report: {page}")
+    return 3 if wanted and all(s == "diverged" for s in wanted) else 0
+
+
+def _plan(args: argparse.Namespace) -> None:
+    study = _study(args)
+    from lab import plan
+
+    print(plan.table(plan.plan(study)))
+
+
+def _audit(args: argparse.Namespace) -> int:
+    factor = _factor(args.width) if args.width else None
+    study = _study(args)
+    from lab import audit
+
+    config, dims = study.config, study.train.dims
+    small = audit.rows(config, dims)
+    large = None
+    if factor:
+        wide = {**config["model"], "width": factor * config["model"]["width"]}
+        large = audit.rows({**config, "model": wide}, dims)
+    print(audit.text(small, large, args.width or ""))
+    wrong = audit.truth(config, dims, study.example())
+    for name, said in wrong.items():
+        print(f"arrow of {name} does not hold: {'; '.join(said)}", file=sys.stderr)
+    print("every arrow is true to the traced program" if not wrong else f"{len(wrong)} arrows are wrong")
+    return 2 if wrong else 0
+
+
+def _factor(text: str) -> int:
+    number = text.removesuffix("x")
+    if not number.isdigit() or int(number) < 1:
+        raise UserError(f"--width={text!r} must be a whole factor such as 4x")
+    return int(number)
+
+
+def _status(args: argparse.Namespace) -> None:
+    from lab import record
+
+    folder = Path(args.study)
+    states, study = record.status(folder), record.read_study(folder)
+    counts: dict[str, dict[str, int]] = {}
+    for trial, state in states.items():
+        row = counts.setdefault(study["trials"][trial]["population"], {})
+        row[state] = row.get(state, 0) + 1
+    from rich.console import Console
+    from rich.table import Table
+
+    kinds = ("done", "running", "interrupted", "diverged", "missing")
+    table = Table("population", *kinds, "step", title=f"{study['name']}: {len(states)} trials", title_justify="left")
+    for name, row in counts.items():
+        table.add_row(name, *(str(row.get(k, "")) for k in kinds), record.progress(folder / name))
+    table.add_section()
+    table.add_row("all", *(str(sum(r.get(k, 0) for r in counts.values())) for k in kinds), "")
+    Console().print(table)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from lab import report
+
+    page = report.report(Path(args.study), Path(args.out) if args.out else None)
+    print(report.headline(Path(args.study)))
+    print(f"report: {page}")
+
+
+def _sample(args: argparse.Namespace) -> None:
+    if args.n < 1 or args.steps < 1:
+        raise UserError(f"-n={args.n} and --steps={args.steps} must be at least 1")
+    from lab import record
+
+    record.read_study(Path(args.study))
+    from lab import report, study
+
+    _jax()
+    options = {"steps": args.steps, "guidance": args.guidance, "method": args.method}
+    images, about = study.sample(Path(args.study), args.n, options, trial=args.trial)
+    names = [about["class_names"][i] for i in about["labels"]]
+    report.grid(images, names, Path(args.out))
+    print(f"{args.n} samples of trial {about['trial']} ({about['arm']}, {about['population']}): {args.out}")
+
+
+def _data(args: argparse.Namespace) -> None:
+    from lab import find
+
+    if args.action not in ("build", "verify"):
+        raise UserError(f"lab data {args.action!r} is unknown; expected build or verify")
+    source = find.module("lab.data", args.name)
+    if not hasattr(source, args.action):
+        raise UserError(f"source {args.name!r} reads files that are there already; it has nothing to {args.action}")
+    print(getattr(source, args.action)(args.data_dir, size=args.size))
+
+
+def _bench(args: argparse.Namespace) -> None:
+    file = ROOT / "benchmarks" / f"{args.what}.py"
+    if not file.is_file():
+        have = sorted(p.stem for p in (ROOT / "benchmarks").glob("[a-z]*.py"))
+        raise UserError(f"benchmark {args.what!r} is unknown; expected one of: {', '.join(have)}")
+    sys.argv = [str(file), *args.rest]
+    runpy.run_path(str(file), run_name="__main__")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

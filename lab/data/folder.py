@@ -1,0 +1,161 @@
+"""A folder of images as people have it: a folder a class, or a table metadata.csv, .jsonl or .parquet beside the images.
+
+The table has a column file_name, and may have text (or caption) and label. Images are decoded when asked for, so a set may be
+larger than memory; the loader keeps a small one.
+"""
+
+import csv
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow.parquet
+
+from lab.data import pixels
+from lab.data.stored import digests
+from lab.errors import UserError, nearest, unknown
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm", ".pgm")
+TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "eval"}
+
+
+class Row(NamedTuple):
+    """One example: file name relative to the folder with '/', class and caption."""
+
+    name: str
+    label: str
+    caption: str | None
+
+
+def _folder(data_dir: str, path: str) -> Path:
+    folder = Path(data_dir) / Path(path).expanduser()
+    if not folder.is_dir():
+        beside = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+        raise UserError(
+            f"config key data.path={path!r}: there is no folder {str(folder)!r}{nearest(folder.name, beside)}; "
+            f"expected a folder of images, absolute or within run.data_dir={str(data_dir)!r}"
+        )
+    return folder
+
+
+def _images(folder: Path) -> list[str]:
+    found = []
+    for at, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [d for d in folders if not d.startswith(".")]
+        kept = [f for f in files if f.lower().endswith(SUFFIXES) and not f.startswith(".")]
+        found += [(Path(at) / f).relative_to(folder).as_posix() for f in kept]
+    if not found:
+        raise UserError(
+            f"folder {str(folder)!r} (config key data.path) holds no images; expected files such as *{', *'.join(SUFFIXES[:4])}"
+        )
+    return sorted(found)
+
+
+def _table(path: Path) -> list[dict]:
+    """The rows of a table of any of the three formats."""
+    try:
+        if path.suffix == ".parquet":
+            rows = pyarrow.parquet.read_table(path).to_pylist()
+        elif path.suffix == ".jsonl":
+            rows = [dict(json.loads(line)) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        else:
+            with path.open(encoding="utf-8-sig", newline="") as f:
+                rows = list(csv.DictReader(f))
+    except (OSError, ValueError, TypeError, csv.Error) as e:
+        raise UserError(f"table {str(path)!r} cannot be read: {str(e).splitlines()[0]}") from e
+    if not rows or "file_name" not in rows[0]:
+        columns = [str(c) for c in rows[0]] if rows else []
+        raise UserError(
+            f"table {str(path)!r} has no column 'file_name'{nearest('file_name', columns)}; it has: {', '.join(columns) or 'no rows'}"
+        )
+    return rows
+
+
+def _described(folder: Path, path: Path, images: list[str]) -> list[Row]:
+    """The rows of a table, in its order; one class 'all' where it has no column label."""
+    given, have = _table(path), set(images)
+    text = next((c for c in ("text", "caption") if c in given[0]), None)
+    rows = []
+    for i, r in enumerate(given, 1):
+        name = Path(str(r["file_name"])).as_posix() if r.get("file_name") else ""
+        if name not in have:
+            near = nearest(name, [n for n in images if n.rpartition("/")[0] == name.rpartition("/")[0]][:2000])
+            raise UserError(f"table {str(path)!r} row {i}: file_name={name!r} is not an image in {str(folder)!r}{near}")
+        label = r.get("label") if "label" in given[0] else "all"
+        if label is None or label == "":
+            raise UserError(f"table {str(path)!r} row {i}: {name!r} has no label; expected one in every row, or no such column")
+        rows.append(Row(name, str(label), str(r.get(text) or "") if text else None))
+    return rows
+
+
+def _classed(folder: Path, images: list[str]) -> list[Row]:
+    """The class of an image is the topmost folder it lies in; one class 'all' where there are no folders."""
+    tops = {n.partition("/")[0] if "/" in n else "" for n in images}
+    if "" in tops and len(tops) > 1:
+        loose = next(n for n in images if "/" not in n)
+        raise UserError(f"image {loose!r} in {str(folder)!r} lies outside the class folders {', '.join(sorted(tops - {''})[:6])}")
+    if {t.lower() for t in tops} <= SPLITS:
+        parts = ", ".join(sorted(tops))
+        raise UserError(
+            f"folder {str(folder)!r} holds splits ({parts}), not classes; append one to config key data.path, such as /{sorted(tops)[0]}"
+        )
+    return [Row(n, n.partition("/")[0] if "/" in n else "all", None) for n in images]
+
+
+def _rows(folder: Path) -> list[Row]:
+    images = _images(folder)
+    tables = [folder / t for t in TABLES if (folder / t).is_file()]
+    if len(tables) > 1:
+        raise UserError(f"folder {str(folder)!r} has both {tables[0].name} and {tables[1].name}; keep one")
+    return _described(folder, tables[0], images) if tables else _classed(folder, images)
+
+
+class Source:
+    """Images of a folder: image uint8 [size, size, channels], label = class, and a caption where a table has them.
+
+    `path` is absolute or within data_dir; a share of about `eval_share` is held out, by a hash of each file's name.
+    """
+
+    def __init__(self, split: str, data_dir: str, path: str, size: int, channels: int = 3, eval_share: float = 0.05):
+        pixels.check(size, channels)
+        if split not in ("train", "eval"):
+            raise unknown("split", split, ("train", "eval"))
+        if not isinstance(eval_share, float) or not 0 < eval_share < 1:
+            raise UserError(f"config key data.eval_share={eval_share!r} must be a number between 0 and 1, such as 0.05")
+        self.folder, self.size, self.channels = _folder(data_dir, path), size, channels
+        rows = _rows(self.folder)
+        # numbered classes in the order of their numbers
+        self.classes = sorted({r.label for r in rows}, key=lambda c: (0, int(c), c) if c.isdecimal() else (1, 0, c))
+        index = {c: i for i, c in enumerate(self.classes)}
+        self.rows = [r for r in rows if _held(r.name, eval_share) == (split == "eval")]
+        if not self.rows:
+            raise UserError(
+                f"config key data.eval_share={eval_share} leaves no image of {len(rows)} in {str(self.folder)!r} for {split}; "
+                f"expected a {'larger' if split == 'eval' else 'smaller'} share, or more images"
+            )
+        self.labels = np.array([index[r.label] for r in self.rows], np.int32)
+        self.dims = {"image": size, "channels": channels, "classes": len(self.classes)}
+        # of both splits, so that a change of what is held out shows too
+        sums = digests(self.folder, sorted({r.name for r in rows}), data_dir)
+        content = hashlib.sha256("\n".join(json.dumps([*r, sums[r.name]]) for r in rows).encode())
+        self.info = {
+            **{"image": [size, size, channels], "classes": len(self.classes), "class_names": self.classes, "examples": len(self.rows)},
+            **{"fingerprint": content.hexdigest()[:32], "origin": f"folder {self.folder.resolve().name}", "best_loss": None},
+        }
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> dict:
+        row = self.rows[i]
+        path = str(self.folder / row.name)
+        item = {"image": pixels.decode(path, self.size, self.channels, path), "label": self.labels[i]}
+        return item if row.caption is None else {**item, "caption": row.caption}
+
+
+def _held(name: str, share: float) -> bool:
+    return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) < share * 2**32

@@ -1,0 +1,120 @@
+"""Over 14,000 real icons that ship inside the mkdocs-material wheel: class = icon set, caption = words of the file name.
+
+Built once per size with progress, as ArrayRecord through tensorflow-datasets; every file is checked against its checksum when
+opened, and the set is built again if anything is damaged.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from lab.data.icons import raster
+from lab.data.stored import quiet_tfds
+from lab.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+def _folder(data_dir: str, size: int, sets: tuple[str, ...]) -> Path:
+    if not isinstance(size, int) or not 4 <= size <= 1024:
+        raise UserError(f"config key data.size={size!r} must be a whole number from 4 to 1024")
+    raster.files(sets)
+    tag = "-".join(s[:3] for s in sorted(sets))
+    return Path(data_dir) / "icons" / f"{size}px-{tag}"
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a built set, in words; None when every file has its checksum."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if manifest["origin"] != raster.origin():
+            return f"it was made from {manifest['origin']}, installed is {raster.origin()}"
+        have, want = _sums(folder), manifest["sums"]
+    except FileNotFoundError:
+        return "it is not complete"
+    except (ValueError, KeyError, TypeError):
+        return f"{MANIFEST} is damaged"
+    wrong = sorted(n for n in want.keys() | have.keys() if have.get(n) != want.get(n))
+    return f"{wrong[0]} does not have its checksum" if wrong else None
+
+
+def build(data_dir: str, size: int, sets: tuple[str, ...] = raster.SETS) -> Path:
+    """Build the set unless a sound one is there; returns its folder. Safe against kills and a second builder."""
+    folder = _folder(data_dir, size, sets)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = (folder.parent / f".{folder.name}.lock").open("w")
+    except OSError as e:
+        raise UserError(f"data_dir={str(data_dir)!r} cannot be written ({e.strerror}); set --config.run.data_dir=FOLDER") from e
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        wrong = damage(folder)
+        if wrong is None:
+            return folder
+        if folder.exists():
+            print(f"icons at {size} px are built again: {wrong}", file=sys.stderr)
+            shutil.rmtree(folder)
+        for stale in folder.parent.glob(f".{folder.name}.tmp-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp-", dir=folder.parent))
+        with quiet_tfds():
+            from lab.data.icons.builder import Icons
+
+            made = Icons(size=size, sets=sets, data_dir=str(temporary))
+            made.download_and_prepare()
+        sums = _sums(temporary)
+        manifest = {"origin": raster.origin(), "path": Path(made.data_dir).relative_to(temporary).as_posix(), "sums": sums}
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        os.rename(temporary, folder)
+    return folder
+
+
+def verify(data_dir: str, size: int, sets: tuple[str, ...] = raster.SETS) -> str:
+    """'sound', or a UserError that says what is wrong and how to mend it."""
+    folder = _folder(data_dir, size, sets)
+    if wrong := damage(folder):
+        raise UserError(f"icons in {str(folder)!r}: {wrong}; mend with: lab data build icons --data-dir {data_dir} --size {size}")
+    return f"{folder}: sound"
+
+
+class Source:
+    """Icons of `sets` at `size` pixels: image uint8 [size, size, 1] black on white, label = set, caption."""
+
+    def __init__(self, split: str, data_dir: str, size: int, sets: tuple[str, ...]):
+        folder = build(data_dir, size, tuple(sets))
+        path = folder / json.loads((folder / MANIFEST).read_text())["path"]
+        with quiet_tfds() as tfds:
+            builder = tfds.builder_from_directory(path)
+            rows = builder.as_data_source(split=split)
+            items = rows.__getitems__(list(range(len(rows))))
+        self.arrays = {
+            "image": np.stack([r["image"] for r in items]),
+            "label": np.array([r["label"] for r in items], np.int32),
+        }
+        self._captions = [r["caption"] if isinstance(r["caption"], str) else r["caption"].decode() for r in items]
+        names = sorted(sets)
+        self.dims = {"image": size, "channels": 1, "classes": len(names)}
+        # of the content, not of the files: zip and record layout may differ between machines
+        content = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in self.arrays.values()))
+        self.info = {
+            **{"image": [size, size, 1], "classes": len(names), "class_names": names, "examples": len(items)},
+            **{"fingerprint": content.hexdigest()[:32], "origin": raster.origin(), "best_loss": None},
+        }
+
+    def __len__(self) -> int:
+        return len(self._captions)
+
+    def __getitem__(self, i: int) -> dict:
+        return {**{k: v[i] for k, v in self.arrays.items()}, "caption": self._captions[i]}

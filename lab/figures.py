@@ -1,0 +1,218 @@
+"""The figures of a report, from plain arrays; each function draws one matplotlib figure and reads no file."""
+
+import contextlib
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, MaxNLocator, MultipleLocator, NullFormatter
+
+from lab.laws.power import Holdout, Law
+from lab.laws.transfer import Transfer
+
+ARMS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: safe for the colour-blind
+COLUMNS = 3  # panels in a row
+POWER = FuncFormatter(lambda v, _: f"$2^{{{v:g}}}$")
+PLAIN = FuncFormatter(lambda v, _: f"{v:.4g}")
+
+
+def style() -> contextlib.AbstractContextManager:
+    """The look of a report, for as long as its figures are drawn and saved; a caller's own settings stay as they were."""
+    return matplotlib.rc_context(
+        {
+            **{"font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9, "legend.fontsize": 8, "legend.title_fontsize": 8},
+            **{"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "0.35", "axes.grid": True},
+            **{"xtick.color": "0.25", "ytick.color": "0.25", "grid.color": "0.9", "grid.linewidth": 0.7, "axes.axisbelow": True},
+            **{"legend.frameon": False, "lines.linewidth": 1.5, "lines.markersize": 3.8, "figure.constrained_layout.use": True},
+            **{"savefig.dpi": 200, "pdf.fonttype": 42, "font.family": "sans-serif"},
+        }
+    )
+
+
+def colours(rungs: list[float]) -> dict[float, Any]:
+    """One colour of viridis a rung, dark for the smallest."""
+    ramp = matplotlib.colormaps["viridis"]
+    return {r: ramp(0.85 * i / max(1, len(rungs) - 1)) for i, r in enumerate(sorted(rungs))}
+
+
+def _panels(names: list[str]) -> tuple[Figure, list]:
+    columns = min(len(names), COLUMNS)
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(3.6 * columns + 0.9 if columns > 1 else 5.0, 3.1 * rows))
+    axes = list(figure.subplots(rows, columns, sharey=True, squeeze=False).ravel())
+    for ax in axes[len(names) :]:
+        ax.remove()
+    for ax, name in zip(axes, names, strict=False):
+        ax.set_title(name)
+    return figure, axes[: len(names)]
+
+
+def _key(figure: Figure, rungs: list[float], title: str, extra: list[Line2D] = ()) -> None:
+    """One legend to the right of all panels: the colour of each rung where there are several, and what marks mean."""
+    shade, several = colours(rungs), len(rungs) > 1
+    lines = [Line2D([], [], color=shade[r], marker="o", label=f"{r:,g}") for r in sorted(rungs) if several]
+    if lines or extra:
+        figure.legend(handles=[*lines, *extra], title=title if several else None, loc="outside right center")
+
+
+def _mark(marker: str, label: str, **more: Any) -> Line2D:
+    return Line2D([], [], ls="", marker=marker, color="0.3", label=label, **more)
+
+
+def _scale_y(ax: Any) -> None:
+    """A log axis that a reader of losses can read: few plain numbers, whatever its span."""
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(MaxNLocator(5))
+    ax.yaxis.set_major_formatter(PLAIN)
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.yaxis.set_tick_params(which="minor", left=False)
+
+
+def _ceiling(curves: dict[str, dict[float, tuple]]) -> tuple[float, float]:
+    """Limits of the loss axis: every curve's minimum and most of its points; a blown-up loss must not flatten the rest."""
+    finite = np.concatenate([y[np.isfinite(y)] for arm in curves.values() for _, y, _, _ in arm.values()])
+    low = finite.min()
+    high = max(np.quantile(finite, 0.85), *(np.nanmin(y) for a in curves.values() for _, y, _, _ in a.values() if np.isfinite(y).any()))
+    span = min(finite.max(), low + 1.6 * (high - low)) - low or abs(low) or 1.0
+    return low - 0.08 * span, low + 1.12 * span
+
+
+def loss_against_rate(curves: dict[str, dict[float, tuple]], transfers: dict[str, Transfer], rung: str, metric: str) -> Figure:
+    """Final loss against log2 learning rate, one panel an arm and one curve a rung, each fitted minimum ringed.
+
+    `curves[arm][rung]` is (log2 rate, mean loss, lowest, highest over seeds); NaN where a trial diverged, shown as a cross at the top.
+    """
+    figure, axes = _panels(list(curves))
+    rungs = sorted({r for arm in curves.values() for r in arm})
+    shade, limits = colours(rungs), _ceiling(curves)
+    for ax, (arm, mine) in zip(axes, curves.items(), strict=True):
+        for i, r in enumerate(rungs):
+            if r not in mine:
+                continue
+            x, y, low, high = mine[r]
+            ax.plot(x, y, "o-", color=shade[r])
+            ax.fill_between(x, low, high, color=shade[r], alpha=0.15, lw=0)
+            gone = ~np.isfinite(y)
+            height = np.full(gone.sum(), 0.985 - 0.035 * i)
+            ax.plot(x[gone], height, "x", ms=4.5, mew=1.3, color=shade[r], transform=ax.get_xaxis_transform())
+        for r, best in zip(transfers[arm].rungs, transfers[arm].optima, strict=True):
+            ax.plot(best.log2_lr, best.loss, "o", ms=9, mfc="none", mec=shade[r], mew=1.4, zorder=3)
+        _rate_axis(ax.xaxis, [x for x, *_ in mine.values()])
+        ax.set(xlabel="learning rate", ylim=limits)
+    for ax in axes[::COLUMNS]:
+        ax.set_ylabel(f"final {metric}")
+    _key(figure, rungs, rung, [_mark("o", "minimum", ms=8, mfc="none"), _mark("x", "diverged", ms=4.5, mew=1.3)])
+    return figure
+
+
+def _rate_axis(axis: Any, rates: list[np.ndarray]) -> None:
+    span = np.ptp(np.concatenate(rates))
+    axis.set_major_locator(MultipleLocator(1 if span <= 8 else 2))
+    axis.set_major_formatter(POWER)
+
+
+def drift(transfers: dict[str, Transfer], rung: str) -> Figure:
+    """Best learning rate against the rung, one line an arm; an open mark is an optimum at the edge of the rates tried."""
+    figure = Figure(figsize=(5.0, 3.1))
+    ax = figure.subplots()
+    for i, (arm, t) in enumerate(transfers.items()):
+        at, colour = np.array([o.log2_lr for o in t.optima]), ARMS[i % len(ARMS)]
+        edge = np.array([o.edge is not None for o in t.optima])
+        ax.plot(t.rungs, at, "-", color=colour)
+        ax.plot(np.array(t.rungs)[~edge], at[~edge], "o", ms=5, color=colour, label=f"{arm}: {t.drift:+.2f} octaves")
+        ax.plot(np.array(t.rungs)[edge], at[edge], "o", ms=5, mfc="white", color=colour)
+    ax.set_xscale("log", base=2)
+    ax.set(xlabel=rung, ylabel="best learning rate", xticks=sorted({r for t in transfers.values() for r in t.rungs}))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,g}"))
+    ax.xaxis.set_tick_params(which="minor", bottom=False)
+    low, high = ax.get_ylim()
+    ax.set_ylim(min(low, (low + high) / 2 - 1.5), max(high, (low + high) / 2 + 1.5))  # a rounding error must not look like drift
+    _rate_axis(ax.yaxis, [np.array(ax.get_ylim())])
+    ax.legend()
+    return figure
+
+
+def law(points: dict[str, tuple], laws: dict[str, Law], held: dict[str, Holdout], metric: str) -> Figure:
+    """Best loss of each rung against training FLOPs, with the law fitted to all rungs but the largest and its forecast there."""
+    figure = Figure(figsize=(5.4, 3.5))
+    ax = figure.subplots()
+    for i, (arm, (flops, loss)) in enumerate(points.items()):
+        colour = ARMS[i % len(ARMS)]
+        ax.plot(flops, loss, "o", ms=5, color=colour, label=arm)
+        if arm in laws:
+            span = np.geomspace(flops.min(), flops.max() * 1.3, 60)
+            told = f"fit, exponent {laws[arm].exponent:.3f}"
+            ax.plot(span, laws[arm](span), "--", color=colour, lw=1.1, label=told)
+        if arm in held:
+            told = f"forecast of the largest, {100 * held[arm].error:+.1f}%"
+            ax.plot(flops.max(), held[arm].predicted, "D", ms=6.5, mfc="none", color=colour, label=told)
+    ax.set_xscale("log")
+    ax.set(xlabel="training FLOPs of one trial", ylabel=f"best {metric}")
+    every = np.concatenate([x for x, _ in points.values()])
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0,) if every.max() > 100 * every.min() else (1.0, 3.0)))
+    ax.xaxis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    _scale_y(ax)
+    ax.legend()
+    return figure
+
+
+def training(curves: dict[str, dict[float, tuple]], rung: str) -> Figure:
+    """Training loss against step of the best trial of each rung, raw and smoothed; `curves[arm][rung]` is (steps, loss)."""
+    figure, axes = _panels(list(curves))
+    rungs = sorted({r for arm in curves.values() for r in arm})
+    shade = colours(rungs)
+    for ax, mine in zip(axes, curves.values(), strict=True):
+        for r, (step, loss) in sorted(mine.items()):
+            ax.plot(step, loss, color=shade[r], alpha=0.25, lw=0.7)
+            ax.plot(step, smoothed(loss), color=shade[r])
+        _scale_y(ax)
+        ax.set(xlabel="step")
+    for ax in axes[::COLUMNS]:
+        ax.set_ylabel("training loss")
+    _key(figure, rungs, rung)
+    return figure
+
+
+def smoothed(y: np.ndarray, share: float = 0.1) -> np.ndarray:
+    """Centred running mean over `share` of the points; near the ends it narrows, so that it stays centred."""
+    n, total = len(y), np.concatenate([[0.0], np.cumsum(y)])
+    at = np.arange(n)
+    half = np.minimum(np.minimum(at, n - 1 - at), max(1, int(share * n / 2)))
+    return (total[at + half + 1] - total[at - half]) / (2 * half + 1)
+
+
+def montage(images: np.ndarray, columns: int, gap: int, below: int = 0) -> np.ndarray:
+    """Images [n, h, w, c] as one RGB picture on white; `gap` pixels between them, and `below` more under each row."""
+    n, h, w, c = images.shape
+    sheet = np.full((-(-n // columns) * (h + gap + below) - gap, columns * (w + gap) - gap, 3), 255, np.uint8)
+    for i, image in enumerate(images):
+        y, x = i // columns * (h + gap + below), i % columns * (w + gap)
+        sheet[y : y + h, x : x + w] = image[..., :3] if c >= 3 else image[..., :1]
+    return sheet
+
+
+def pictures(blocks: dict[str, np.ndarray], columns: int = 8, names: list[str] | None = None) -> Figure:
+    """Blocks of images [n, h, w, c] side by side under a title each; `names` are written under the images of every block."""
+    side, width = next(iter(blocks.values())).shape[1:3]
+    gap, below = max(1, round(side / 8)), max(3, round(side / 3)) if names else 0
+    columns = min(columns, max(len(b) for b in blocks.values()))
+    sheets = {title: montage(images, columns, gap, below) for title, images in blocks.items()}
+    tall = max(s.shape[0] / s.shape[1] for s in sheets.values())
+    across = 0.55 * columns
+    figure = Figure(figsize=(across * len(blocks) + 0.3 * (len(blocks) - 1), across * tall + (0.35 if any(blocks) else 0.1)))
+    figure.get_layout_engine().set(wspace=0.05)
+    for ax, (title, sheet) in zip(figure.subplots(1, len(blocks), squeeze=False)[0], sheets.items(), strict=True):
+        ax.imshow(sheet, interpolation="nearest")
+        ax.set_title(title)
+        ax.set_axis_off()
+        for i, name in enumerate(names or ()):
+            at = (i % columns * (width + gap) + (width - 1) / 2, i // columns * (side + gap + below) + side)
+            ax.text(*at, _short(name), ha="center", va="top", fontsize=5)
+    return figure
+
+
+def _short(name: str, most: int = 14) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"

@@ -1,0 +1,55 @@
+"""Parts found by name: a new model, objective, source or evaluation is one new file and no edit elsewhere."""
+
+import hashlib
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from lab.errors import UserError, unknown
+
+
+def module(package: str, name: str) -> ModuleType:
+    """The module called `name`: of `package` ('dit'), by dotted path ('mypkg.dit') or from a file ('./dit.py').
+
+    Raises:
+      UserError: there is no such module; the message lists what `package` has.
+    """
+    if name.endswith(".py") or "/" in name:
+        path = Path(name).resolve()
+        if not path.is_file():
+            raise UserError(f"file {name!r} does not exist (a part of one's own is given as a path to a .py file)")
+        # the name carries the path, so two files called attn.py do not overwrite each other
+        tag = f"lab_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+        if tag not in sys.modules:
+            spec = importlib.util.spec_from_file_location(tag, path)
+            sys.modules[tag] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(sys.modules[tag])
+        return sys.modules[tag]
+    dotted = name if "." in name else f"{package}.{name}"
+    try:
+        return importlib.import_module(dotted)
+    except ModuleNotFoundError as e:
+        if not dotted.startswith(e.name or ""):
+            raise UserError(f"{dotted!r} needs the package {e.name!r}, which is not installed") from e
+        raise unknown(package.rsplit(".", 1)[-1].rstrip("s") + " name", name, names(package)) from None
+
+
+def names(package: str) -> list[str]:
+    """The parts that `package` ships; of lab.data the modules that define a Source, beside which helpers lie."""
+    found = importlib.import_module(package)
+    shipped = sorted(m.name for m in pkgutil.iter_modules(found.__path__))
+    if package != "lab.data":
+        return shipped
+    files = {n: Path(importlib.util.find_spec(f"{package}.{n}").origin) for n in shipped}
+    return [n for n, file in files.items() if "\nclass Source" in file.read_text()]
+
+
+def source_digest(package: str, name: str) -> str | None:
+    """Digest of a user's own module, which is part of a trial's identity; None for the lab's own."""
+    found = module(package, name)
+    if found.__name__.startswith("lab."):
+        return None
+    return hashlib.sha256(Path(found.__file__).read_bytes()).hexdigest()[:16]

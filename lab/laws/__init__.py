@@ -1,0 +1,1 @@
+"""Power laws and transfer statistics over records; numpy and scipy only."""

@@ -1,0 +1,1 @@
+"""Parts that models are made of: `weight(...)` and einsum, nothing else."""

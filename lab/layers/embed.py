@@ -1,0 +1,73 @@
+"""Embeddings: patches, sine-cosine positions, time features and look-up tables."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+
+from lab.axes import Dims, weight
+
+
+def sincos_2d(side: int, width: int) -> np.ndarray:
+    """Fixed 2-D sine-cosine positions [side*side, width]; width a multiple of 4 (Vaswani 2017, as in MAE and DiT)."""
+    rates = 1.0 / 10_000 ** (np.arange(width // 4) / (width // 4))
+    rows, cols = np.meshgrid(np.arange(side), np.arange(side), indexing="ij")
+    angles = [axis.reshape(-1, 1) * rates for axis in (rows, cols)]
+    return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1).astype(np.float32)
+
+
+def sinusoid(t_B: jax.Array, n: int, period: float = 10_000.0) -> jax.Array:
+    """Sine-cosine features [B, n] of times in [0, 1], scaled to 0..1000 as DiT does."""
+    rates = jnp.exp(-math.log(period) * jnp.arange(n // 2) / (n // 2))
+    angles = 1000.0 * t_B[:, None].astype(jnp.float32) * rates
+    # sqrt(2) makes every feature of unit size, whatever n
+    return math.sqrt(2) * jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def patchify(x: jax.Array, patch: int) -> jax.Array:
+    """Images [B, H, W, C] as tokens [B, T, patch*patch*C], row by row."""
+    return rearrange(x, "b (h p) (w q) c -> b (h w) (p q c)", p=patch, q=patch)
+
+
+def unpatchify(x: jax.Array, patch: int, side: int) -> jax.Array:
+    """Tokens [B, T, patch*patch*C] as square images [B, side, side, C]."""
+    return rearrange(x, "b (h w) (p q c) -> b (h p) (w q) c", p=patch, q=patch, h=side // patch)
+
+
+class Linear(nnx.Module):
+    """x @ W + b for a one-axis to one-axis arrow."""
+
+    def __init__(self, spec: str, dims: Dims, init: float = 1.0):
+        self.kernel = weight(spec, dims, init=init)
+        arrow = "=>" if "=>" in spec else "->"
+        self.bias = weight(f"{arrow} {spec.split(arrow)[1]}", dims, fill=0.0)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jnp.einsum("...i,io->...o", x, self.kernel.get_value()) + self.bias.get_value()
+
+
+class TimeEmbed(nnx.Module):
+    """Sinusoid of time -> two-layer MLP [B, embed]."""
+
+    def __init__(self, dims: Dims):
+        self.features = dims["frequencies"]
+        self.up = Linear("frequencies -> embed", dims)
+        self.out = Linear("embed -> embed", dims)
+
+    def __call__(self, t_B: jax.Array) -> jax.Array:
+        x = sinusoid(t_B, self.features).astype(self.up.kernel.get_value().dtype)
+        return self.out(jax.nn.silu(self.up(x)))
+
+
+class LabelEmbed(nnx.Module):
+    """A table of labels with one more row for 'no label', which a negative label asks for."""
+
+    def __init__(self, dims: Dims):
+        self.null = dims["labels"] - 1
+        self.table = weight("labels | -> embed", dims)
+
+    def __call__(self, label_B: jax.Array) -> jax.Array:
+        return self.table.get_value()[jnp.where(label_B < 0, self.null, label_B)]

@@ -1,0 +1,1 @@
+"""One file an objective; each exports `Objective`: inputs, loss, sample."""

@@ -1,0 +1,348 @@
+"""Trials of one shape, trained in one compiled program: learning rates, seeds and parametrizations side by side."""
+
+import inspect
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lab import axes, cost, find, parametrization
+from lab.axes import Dims, is_weight
+from lab.checkpoint import Checkpoints
+from lab.data import loader
+from lab.errors import UserError, unknown
+from lab.log import Progress, Scalars
+from lab.optim import Hyper, schedule
+from lab.record import Writer, compact, write_json
+from lab.train import Program, State, over_trials
+from sharding import mesh as meshes
+from sharding import place
+from sharding.aot import compile as aot
+
+EVAL_KEY = 20_240_229  # the evaluation's times and noise are the same in every study and for every seed
+INFINITE = float("inf")
+
+
+class Preempted(Exception):
+    """The run was asked to stop and has saved its state."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One set of hyperparameters and one seed; `config` is complete, `point` is what the sweep set."""
+
+    id: str
+    arm: str
+    config: dict
+    point: dict
+
+
+def build(config: dict, source_dims: dict[str, int]) -> Program:
+    """The program of a config: model described (no numbers), objective, schedule. Bad keys and sizes raise UserError."""
+    part = dict(config["model"])
+    model = find.module("lab.models", part.pop("name")).Model
+    what = dict(config["objective"])
+    objective = _make(find.module("lab.objectives", what.pop("name")).Objective, what, "objective")
+    dims = _dims(model, part, config["base"], {"data": source_dims, "objective": objective.dims})
+    knobs = _arguments(model.axes)
+    options = {k: v for k, v in part.items() if k not in knobs}
+    for key in set(options) - set(_arguments(model.__init__)):
+        raise unknown("config key model", key, [*_arguments(model.__init__), *knobs])
+    o, t = config["optim"], config["train"]
+    dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+    if t["dtype"] not in dtypes:
+        raise unknown("train.dtype", t["dtype"], dtypes)
+    rate = schedule(o["schedule"], t["steps"], o["warmup"], o["decay"])
+    described = _make(lambda **kw: model(dims, **kw), options, "model", like=model.__init__)
+    return Program(described, dims, objective, rate, dtypes[t["dtype"]])
+
+
+def _arguments(f: Callable) -> dict[str, bool]:
+    """Names of f's arguments, other than self and dims, and whether each must be given."""
+    given = {n: p for n, p in inspect.signature(f).parameters.items() if n not in ("self", "dims")}
+    return {n: p.default is p.empty for n, p in given.items()}
+
+
+def _make(f: Callable, options: dict, what: str, like: Callable | None = None) -> Any:
+    """f(**options), an unknown or missing option being the user's mistake; `like` has the signature to check against."""
+    known = _arguments(like or f)
+    for key in options:
+        if key not in known:
+            raise unknown(f"config key {what}", key, known)
+    if missing := [k for k, required in known.items() if required and k not in options]:
+        raise UserError(f"config key {what}.{missing[0]} is missing; expected: {', '.join(known)}")
+    return f(**options)
+
+
+def _dims(model: Any, part: dict, base: dict, given: dict[str, dict[str, int]]) -> Dims:
+    """dims = config | source.dims | objective.dims; a knob set twice with different values is a conflict."""
+    knobs = {}
+    needed = list(_arguments(model.axes))
+    for where, sizes in {"model": {k: v for k, v in part.items() if k in needed}, **given}.items():
+        for k, v in sizes.items():
+            if k in knobs and knobs[k] != v:
+                raise UserError(f"size {k!r} is {knobs[k]} in the config but {v} in the {where}; leave it to one of them")
+            knobs[k] = v
+    if missing := [k for k in needed if k not in knobs]:
+        raise UserError(f"config key model.{missing[0]} is missing; the model's knobs: {', '.join(needed)}")
+    for k, v in knobs.items():
+        if not isinstance(v, int) or isinstance(v, bool) or v < 1:
+            raise UserError(f"model.{k}={v!r} must be a positive whole number")
+    return Dims.of(model.axes, {k: knobs[k] for k in needed}, base)
+
+
+def hypers(program: Program, trials: list[Trial], seeds: list[int]) -> Hyper:
+    """The traced hyperparameters of trials, stacked along a leading axis of trials."""
+    rows = []
+    for t in trials:
+        o, p = t.config["optim"], t.config["parametrization"]
+        table = parametrization.table(p["name"], p["alpha"])
+        scales = axes.scales(program.model, table)
+        numbers = [o[k] for k in ("lr", "weight_decay", "b1", "b2", "eps")]
+        rows.append(Hyper(*numbers, o["clip"] or INFINITE, o["ema"], t.config["seed"], seeds.index(t.config["seed"]), scales))
+
+    def stacked(*xs):
+        return jnp.asarray(np.array(xs, np.int32 if isinstance(xs[0], int) else np.float32))
+
+    ints = {"seed", "slot"}
+    cast = [r._replace(**{k: float(v) for k, v in r._asdict().items() if k not in ints and k != "scales"}) for r in rows]
+    return jax.tree.map(stacked, *cast)
+
+
+def state_names(state: State) -> Any:
+    """Dim names of every leaf of a population's state, for placement."""
+    return jax.tree.map(lambda x: ("trials", *x.arrow.names) if is_weight(x) else ("trials",) * (np.ndim(x) > 0), state, is_leaf=is_weight)
+
+
+class Population:
+    """The compiled programs of some trials: init, step, evaluate. `seeds` are the seeds whose batches a step reads."""
+
+    def __init__(self, trials: list[Trial], source: Any, held_out: dict[str, np.ndarray]):
+        self.trials, self.config = trials, trials[0].config
+        self.program = build(self.config, source.dims)
+        self.seeds = sorted({t.config["seed"] for t in trials})
+        self.hyper = hypers(self.program, trials, self.seeds)
+        self.held_out = {k: jnp.asarray(v) for k, v in held_out.items()}
+        self.compile_s, self.bytes = 0.0, 0
+        run, t = self.config["run"], self.config["train"]
+        jax.config.update("jax_default_matmul_precision", t["precision"])
+        self._mesh = meshes.mesh(run["mesh"]) if run["mesh"] else None
+        if self._mesh is not None:  # placed once, as the transfer guard of the loop wants
+            self.hyper = jax.device_put(self.hyper, NamedSharding(self._mesh, PartitionSpec()))
+        self.batch_shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(self.seeds), t["batch"], *x.shape[2:]), x.dtype), self.held_out)
+
+    def init(self) -> State:
+        """The state before the first step, created where it will live."""
+        f = over_trials(self.program.init, (0,))
+        shapes = jax.eval_shape(f, self.hyper)
+        if self._mesh is None:
+            return jax.jit(f)(self.hyper)
+        return jax.jit(f, out_shardings=place.shardings(state_names(shapes), shapes, self._mesh, self.config["run"]["rules"]))(self.hyper)
+
+    def put(self, batch: dict) -> dict:
+        """A host batch [seeds, batch, ...] on the devices, along the mesh axis that rules give to 'batch'."""
+        if self._mesh is None:
+            return jax.device_put(batch)
+        names = {k: ("seeds", "batch") + ("",) * (np.ndim(x) - 2) for k, x in batch.items()}
+        return jax.device_put(batch, place.shardings(names, batch, self._mesh, self.config["run"]["rules"]))
+
+    def compile(self, state: State) -> None:
+        """Compile step and evaluation for the state's shapes: once a population, and cached on disk between runs."""
+
+        def step(state, hyper, batch):
+            return self.program.step(state, hyper, jax.tree.map(lambda x: x[hyper.slot], batch))
+
+        batch = self.put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self.batch_shape))
+        built = aot(over_trials(step, (0, 0, None)), state, self.hyper, batch, donate=(0,))
+        self.step = built.call
+        evaluation = over_trials(self.program.evaluate, (0, None, None))
+        self._key = jax.random.key(EVAL_KEY)
+        judged = aot(evaluation, state, self._key, self.held_out)
+        self._evaluate = judged.call
+        self.compile_s, self.bytes = built.seconds + judged.seconds, max(built.bytes, judged.bytes)
+
+    def example_batch(self) -> dict[str, np.ndarray]:
+        """A batch of the right shape made of held-out examples, for timing."""
+        n = self.config["train"]["batch"]
+        flat = {k: np.asarray(v).reshape(-1, *v.shape[2:]) for k, v in self.held_out.items()}
+        return {k: np.stack([np.resize(v, (n, *v.shape[1:]))] * len(self.seeds)) for k, v in flat.items()}
+
+    def evaluate(self, state: State) -> dict[str, jax.Array]:
+        """eval_loss and eval_ema of every trial."""
+        return self._evaluate(state, self._key, self.held_out)
+
+    def flops(self) -> float:
+        """FLOPs of one training example, forward and backward (cost.CONVENTION)."""
+        return flops_per_example(self.program, self.batch_shape)
+
+
+def flops_per_example(program: Program, batch_shape: dict) -> float:
+    """FLOPs of one example's loss gradient; `batch_shape` [seeds, batch, ...] gives the example's shape."""
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch_shape)
+    params = described(program)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    n = jax.tree.leaves(one)[0].shape[0]
+    return cost.flops(jax.grad(lambda p, k, b: jnp.mean(program.loss(p, k, b))), params, key, one) / n
+
+
+def described(program: Program) -> Any:
+    """The model's weights as shapes, for tracing without numbers."""
+    table = axes.scales(program.model, parametrization.standard)
+    return jax.eval_shape(lambda k: axes.draw(k, program.model, table), jax.eval_shape(lambda: jax.random.key(0)))
+
+
+class Records(Scalars):
+    """A clu writer whose values are one number a trial: each call becomes a row a trial."""
+
+    def __init__(self, writer: Writer, trials: list[Trial], batch: int, examples: int, flops: float):
+        self.writer, self.trials, self.batch, self.examples, self.flops = writer, trials, batch, examples, flops
+        self.began = time.time()
+
+    def write_scalars(self, step: int, scalars: dict) -> None:
+        seen, wall = step * self.batch, round(time.time() - self.began, 3)
+        rows = []
+        for i, t in enumerate(self.trials):
+            row = {"trial": t.id, "arm": t.arm, "seed": t.config["seed"], "step": step, "examples": seen}
+            row |= {"epochs": seen / self.examples, "flops": seen * self.flops, "wall": wall, "attempt": self.writer.attempt}
+            values = {k: np.asarray(v)[i].item() for k, v in scalars.items()}
+            gone = values["diverged"]
+            rows.append(row | {k: (None if gone and k != "diverged" else v) for k, v in values.items()})
+        self.writer.append(rows)
+
+    def flush(self) -> None:
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class Interrupt:
+    """Turns SIGINT and SIGTERM into a flag that the loop reads between steps; a second one acts at once."""
+
+    def __enter__(self):
+        self.asked = False
+        self._old = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _ask(self, number, frame):
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __exit__(self, *exc):
+        for s, handler in self._old.items():
+            signal.signal(s, handler)
+
+
+def run(folder: Path, name: str, pop: Population, train: Any, progress: Progress, interrupt: Interrupt) -> None:
+    """Train a population to its last step from wherever it was, and leave records, weights of the best trials and done.json.
+
+    Raises:
+      Preempted: `interrupt` was set; rows and state are saved.
+    """
+    t, every = pop.config["train"], pop.config["eval"]["every"]
+    writer = Writer(folder)
+    keep = Checkpoints(folder / "checkpoints")
+    progress.stage(name, "compiling")
+    state = pop.init()
+    found = keep.restore(state)
+    start = found[0] if found else 0
+    state = jax.device_put(found[1], jax.tree.map(lambda x: x.sharding, state)) if found else state
+    pop.compile(state)
+    per_example = pop.flops()
+    log = Records(writer, pop.trials, t["batch"], len(train), per_example)
+    feed = loader.Loader(train, t["batch"], pop.seeds, start)
+    pending, saved, mark, spent = None, time.monotonic(), time.monotonic(), 0.0
+    train_s = eval_s = 0.0
+    progress.skip(name, "training", start)
+
+    def write(step, values):
+        log.write_scalars(step, jax.device_get(values))
+
+    try:
+        for step in range(start, t["steps"] + 1):
+            judged = {}
+            if step % every == 0 or step == t["steps"]:
+                begun = time.monotonic()
+                judged = jax.block_until_ready(pop.evaluate(state))
+                eval_s += time.monotonic() - begun
+            if pending is not None:
+                # the host reads step k while the device is still busy with step k + 1
+                write(*pending)
+                pending = None
+            if step == t["steps"]:
+                write(step, {**judged, "diverged": ~state.alive})
+                break
+            batch = pop.put(next(feed))
+            with jax.transfer_guard("disallow"):
+                state, values = pop.step(state, pop.hyper, batch)
+            if judged or step % t["log_every"] == 0:
+                pending = (step, {**values, **judged})
+            jax.block_until_ready(values["loss"]) if step == start else None
+            now = time.monotonic()
+            spent, mark = now - mark, now
+            train_s += spent
+            shown = None if pending is None else _best(pending[1])
+            progress.step(name, step + 1, shown, spent)
+            due = now - saved > pop.config["run"]["checkpoint_seconds"]
+            if interrupt.asked or due:
+                if pending is not None:
+                    write(*pending)
+                    pending = None
+                log.flush()  # rows must be on disk before the step that makes them unrepeatable
+                keep.save(step + 1, state)
+                saved = time.monotonic()
+                if interrupt.asked:
+                    keep.wait()
+                    raise Preempted
+    finally:
+        feed.close()
+        log.flush()
+        log.close()
+        keep.close()
+    keep_best(folder, pop, state, jax.device_get(judged))
+    timing = {"compile_s": pop.compile_s, "train_s": train_s, "eval_s": eval_s, "steps_here": t["steps"] - start}
+    write_json(folder / "timing.json", {**{k: round(v, 3) for k, v in timing.items()}, "device_bytes": pop.bytes})
+    compact(folder)
+    write_json(folder / "done.json", {"trials": [x.id for x in pop.trials], "diverged": _diverged(pop, state)})
+    remove_checkpoints(folder)
+    progress.finish(name)
+
+
+def _best(values: dict) -> float | None:
+    loss = np.asarray(values["loss"])
+    return float(np.nanmin(loss)) if np.isfinite(loss).any() else None
+
+
+def _diverged(pop: Population, state: State) -> list[str]:
+    return [t.id for t, alive in zip(pop.trials, np.asarray(state.alive), strict=True) if not alive]
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Free the space of the resume checkpoints of a finished population."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def keep_best(folder: Path, pop: Population, state: State, judged: dict) -> None:
+    """Keep the averaged weights of the best trial of each arm, named by trial, for samples and fine-tuning."""
+    loss = np.where(np.asarray(state.alive), np.asarray(judged[pop.config["eval"]["metric"]]), np.inf)
+    best = {}
+    for i, t in enumerate(pop.trials):
+        if np.isfinite(loss[i]) and (t.arm not in best or loss[i] < loss[best[t.arm]]):
+            best[t.arm] = i
+    if not best:
+        return
+    store = Checkpoints(folder / "weights", keep=1)
+    kept = {pop.trials[i].id: jax.tree.map(lambda x: x[i], state.ema) for i in best.values()}  # noqa: B023
+    meta = {pop.trials[i].id: {"arm": arm, "loss": float(loss[i])} for arm, i in best.items()}
+    store.save(pop.config["train"]["steps"], kept, {"trials": meta, "weights": "average (EMA)"})
+    store.wait()
+    store.close()

@@ -1,0 +1,228 @@
+"""Records: the rows that trials write, the only thing analysis reads. No jax here.
+
+A study is a folder: study.json, and a folder a population with config.json, card.json, append-only row segments (one an
+attempt, for object stores cannot append), compacted to rows.parquet when the population is done.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lab.errors import UserError
+
+SCHEMA = 1
+NOT_RESULTS = ("wall", "attempt")  # what may differ between two runs of the same study
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader finds the old file or the whole new one, never a part."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w") as f:
+        json.dump(value, f, indent=1, default=list)
+        f.flush()
+        os.fsync(f.fileno())
+    temporary.rename(path)
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; a damaged file raises UserError naming it."""
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise UserError(f"file {str(path)!r} does not exist") from None
+    except ValueError as e:
+        raise UserError(f"file {str(path)!r} is damaged ({e}); restore it, or delete it and run the same command again") from None
+
+
+def read_study(folder: Path) -> dict:
+    """study.json of a study's folder."""
+    path = Path(folder) / "study.json"
+    if not path.exists():
+        raise UserError(f"folder {str(folder)!r} is not a study (it has no study.json); a study is made by `lab run EXPERIMENT`")
+    study = read_json(path)
+    if study.get("schema") != SCHEMA:
+        raise UserError(f"study {str(folder)!r} has schema {study.get('schema')!r}; this version reads schema {SCHEMA}")
+    return study
+
+
+class Lock(contextlib.AbstractContextManager):
+    """The one writer of a study; the kernel releases it when the holder dies, however it dies."""
+
+    def __init__(self, folder: Path):
+        self.path = Path(folder) / ".lock"
+
+    def __enter__(self):
+        self._file = self.path.open("a+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "another process"
+            self._file.close()
+            raise UserError(f"study {str(self.path.parent)!r} is being written by {holder}; wait for it or stop it") from None
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._file.flush()
+        return self
+
+    def __exit__(self, *exc):
+        self._file.close()
+
+
+def locked(folder: Path) -> bool:
+    """Whether some process is writing the study."""
+    try:
+        with (Path(folder) / ".lock").open("r") as f:
+            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+
+
+def _segments(folder: Path) -> list[Path]:
+    return sorted(Path(folder).glob("rows-*.jsonl"))
+
+
+def _packed(folder: Path) -> list[dict]:
+    path = Path(folder) / "rows.parquet"
+    if not path.exists():
+        return []
+    try:
+        return pq.read_table(path).to_pylist()
+    except (pa.ArrowInvalid, OSError) as e:
+        raise UserError(f"file {str(path)!r} is damaged ({str(e).splitlines()[0]}); delete its folder and run again") from None
+
+
+class Writer:
+    """Appends rows to a new segment of a population; `attempt` counts from 1."""
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        # rows are packed before done.json is written, so a kill in between leaves attempts that have no segment
+        before = [int(p.stem.split("-")[1]) for p in _segments(folder)] + [r["attempt"] for r in _packed(folder)]
+        self.attempt = max(before, default=0) + 1
+        self._file = (folder / f"rows-{self.attempt:04d}.jsonl").open("x")
+
+    def append(self, rows: list[dict]) -> None:
+        """Append rows; a value that is not a finite number is written as null."""
+        for row in rows:
+            clean = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()}
+            self._file.write(json.dumps(clean) + "\n")
+        self._file.flush()
+
+    def flush(self) -> None:
+        """Make the rows so far durable."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the segment."""
+        self._file.close()
+
+
+def read_rows(folder: Path) -> pa.Table:
+    """All rows of a population: the newest attempt of each (trial, step), sorted by trial and step.
+
+    A torn last line, which a kill leaves behind, is dropped; any other damaged line raises UserError naming it.
+    """
+    rows: dict[tuple, dict] = {(row["trial"], row["step"]): row for row in _packed(folder)}
+    for path in _segments(folder):
+        lines = path.read_bytes().split(b"\n")
+        for number, line in enumerate(lines, 1):
+            if not line:
+                continue
+            try:
+                row = json.loads(line)
+                key, attempt = (row["trial"], row["step"]), row["attempt"]
+            except (ValueError, KeyError, TypeError):
+                if number == len(lines):
+                    continue
+                raise UserError(
+                    f"file {str(path)!r} line {number} is damaged; delete that line (its step is then missing) or the file"
+                ) from None
+            if key not in rows or attempt >= rows[key]["attempt"]:
+                rows[key] = row
+    ordered = [rows[k] for k in sorted(rows)]
+    columns = {k: None for row in ordered for k in row}
+    return pa.table({k: [row.get(k) for row in ordered] for k in columns})
+
+
+def compact(folder: Path) -> None:
+    """Turn the segments of a finished population into rows.parquet."""
+    table = read_rows(folder)
+    temporary = folder / ".rows.parquet"
+    pq.write_table(table, temporary)
+    with temporary.open("rb") as f:
+        os.fsync(f.fileno())
+    temporary.rename(folder / "rows.parquet")
+    for path in _segments(folder):
+        path.unlink()
+
+
+def table(folder: Path) -> pa.Table:
+    """Rows of all populations of a study, joined with what the sweep set (dotted keys), population and parameters."""
+    folder, study = Path(folder), read_study(folder)
+    parts = []
+    for name in study["populations"]:
+        rows = read_rows(folder / name) if (folder / name).is_dir() else None
+        if rows is None or not rows.num_rows:
+            continue
+        points = [study["trials"].get(i, {}).get("point", {}) for i in rows["trial"].to_pylist()]
+        for key in study["swept"]:
+            if key != "seed":
+                rows = rows.append_column(key, pa.array([p.get(key) for p in points]))
+        card = read_json(folder / name / "card.json")
+        rows = rows.append_column("population", pa.array([name] * rows.num_rows))
+        parts.append(rows.append_column("parameters", pa.array([card["parameters"]] * rows.num_rows)))
+    return pa.concat_tables(parts, promote_options="permissive") if parts else pa.table({})
+
+
+def finals(folder: Path) -> pa.Table:
+    """One row a trial that has reached its last step."""
+    rows = table(folder)
+    if not rows.num_rows:
+        return rows
+    trials = read_study(folder)["trials"]
+    pairs = zip(rows["trial"].to_pylist(), rows["step"].to_pylist(), strict=True)
+    return rows.filter(pa.array([i in trials and step == trials[i]["steps"] for i, step in pairs]))
+
+
+def status(folder: Path) -> dict[str, str]:
+    """done, diverged, running, interrupted or missing for every trial of a study."""
+    folder, study = Path(folder), read_study(folder)
+    busy, out = locked(folder), {}
+    for name, pop in study["populations"].items():
+        if (folder / name / "done.json").exists():
+            gone = set(read_json(folder / name / "done.json")["diverged"])
+            out |= {i: "diverged" if i in gone else "done" for i in pop["trials"]}
+        elif _segments(folder / name) or (folder / name / "rows.parquet").exists():
+            out |= dict.fromkeys(pop["trials"], "running" if busy else "interrupted")
+        else:
+            out |= dict.fromkeys(pop["trials"], "missing")
+    return out
+
+
+def progress(folder: Path) -> str:
+    """'step' reached by a population, as far as its rows tell."""
+    rows = read_rows(folder) if Path(folder).is_dir() else None
+    return str(max(rows["step"].to_pylist())) if rows is not None and rows.num_rows else ""
+
+
+def results(folder: Path) -> pa.Table:
+    """The table without wall time and attempt, in canonical order: equal for two runs of the same study."""
+    rows = table(folder)
+    if not rows.num_rows:
+        return rows
+    keep = sorted(c for c in rows.column_names if c not in NOT_RESULTS)
+    return rows.select(keep).sort_by([("trial", "ascending"), ("step", "ascending")])

@@ -1,0 +1,457 @@
+"""Records and laws -> figures, tables and one self-contained page that answers the study's question. No jax here."""
+
+import base64
+import csv
+import html
+import io
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from lab import figures, record
+from lab.errors import UserError
+from lab.laws import power
+from lab.laws.transfer import STAYS, Transfer, transfer
+
+RATE = "optim.lr"
+ANSWERS = {"yes": "yes, the best learning rate stays put", "no": "no, the best learning rate moves", "undecided": "undecided"}
+LEVEL = 0.9  # coverage of intervals, as laws.transfer has it
+
+
+class Findings(NamedTuple):
+    """All that a report says, computed from a study's records."""
+
+    study: dict
+    metric: str
+    rung: str | None  # the swept key that makes the ladder
+    trials: list[dict]  # one row a trial of the study, whatever its state
+    curves: dict[str, dict[str, np.ndarray]]  # arm -> rung, log2_lr, loss, seed: one entry a finished trial
+    transfers: dict[str, Transfer]
+    points: dict[str, tuple[np.ndarray, np.ndarray]]  # arm -> training FLOPs and best loss of each rung
+    laws: dict[str, power.Law]  # fitted to all rungs but the largest
+    held: dict[str, power.Holdout]
+    difference: tuple[float, tuple[float, float] | None] | None  # |drift| of standard minus that of mup, and its interval
+
+
+# ---- reading
+
+
+def ladder(study: dict) -> str | None:
+    """The swept key whose sizes are the rungs: a whole number of the model, or else of training, with the most values."""
+    values: dict[str, set] = {}
+    for t in study["trials"].values():
+        for k, v in t["point"].items():
+            if k.startswith(("model.", "train.")) and type(v) is int:
+                values.setdefault(k, set()).add(v)
+    many = [k for k in sorted(values) if len(values[k]) > 1]
+    return max(many, key=lambda k: (k.startswith("model."), len(values[k])), default=None)
+
+
+def _arms(study: dict, rung: str | None) -> dict[str, str]:
+    """Trial -> arm; what the sweep varies besides arm, rung, rate and seed makes arms of its own, never an average."""
+    groups: dict[tuple, dict[str, set]] = {}
+    for t in study["trials"].values():
+        for k in set(study["swept"]) - {RATE, "seed", "arm", rung}:
+            groups.setdefault((t["arm"], t["point"].get(rung)), {}).setdefault(k, set()).add(str(t["point"].get(k)))
+    extra = sorted({k for g in groups.values() for k, v in g.items() if len(v) > 1})
+    return {i: ", ".join([t["arm"], *(f"{_leaf(k)} {t['point'].get(k)}" for k in extra)]) for i, t in study["trials"].items()}
+
+
+def _leaf(key: str | None) -> str:
+    return (key or "model").rsplit(".", 1)[-1]
+
+
+def _trials(folder: Path, study: dict, rung: str | None, metric: str) -> list[dict]:
+    last = {r["trial"]: r for r in record.finals(folder).to_pylist()}
+    states, arms, config = record.status(folder), _arms(study, rung), study["config"]
+    rows = []
+    for i, t in study["trials"].items():
+        r = last.get(i, {})
+        gone = bool(r.get("diverged"))
+        lost = gone or r.get(metric) is None
+        row = {"trial": i, "arm": arms[i], "rung": t["point"].get(rung, 1), "lr": t["point"].get(RATE, config["optim"]["lr"])}
+        row |= {"seed": t["seed"], "state": "diverged" if gone else states[i], "loss": np.nan if lost else r[metric], "finished": bool(r)}
+        rows.append(row | {k: r.get(k) for k in ("step", "examples", "epochs", "flops", "parameters")})
+    return rows
+
+
+def _balanced(rows: list[dict]) -> list[dict]:
+    """Finished trials of one arm whose seeds have reached every rung kept; the largest rungs go first where no seed has all."""
+    rows = [r for r in rows if r["finished"]]
+    rungs = sorted({r["rung"] for r in rows})
+    while rungs:
+        seeds = set.intersection(*({r["seed"] for r in rows if r["rung"] == k} for k in rungs))
+        if seeds:
+            return [r for r in rows if r["rung"] in rungs and r["seed"] in seeds]
+        rungs.pop()
+    return []
+
+
+def find(folder: Path) -> Findings:
+    """Read a study's records and fit what they allow."""
+    folder, study = Path(folder), record.read_study(folder)
+    metric, rung = study["config"]["eval"]["metric"], ladder(study)
+    trials = _trials(folder, study, rung, metric)
+    curves, transfers, points, laws, held = {}, {}, {}, {}, {}
+    for arm in sorted({r["arm"] for r in trials}, reverse=True):  # standard before mup
+        mine = _balanced([r for r in trials if r["arm"] == arm])
+        if not np.isfinite([r["loss"] for r in mine]).any():
+            continue
+        c = curves[arm] = {k: np.array([r[k] for r in mine], float) for k in ("rung", "loss", "seed")}
+        c["log2_lr"] = np.log2([r["lr"] for r in mine])
+        t = transfers[arm] = transfer(**c, level=LEVEL)
+        flops = np.array([max(r["flops"] for r in mine if r["rung"] == k) for k in t.rungs])
+        best = np.array([o.loss for o in t.optima])
+        good = np.isfinite(best)
+        x, y = points[arm] = flops[good], best[good]
+        if len(set(x.tolist())) >= 3 and (x > 0).all() and (y > 0).all():
+            held[arm] = power.holdout(x, y)
+            laws[arm] = held[arm].law
+    return Findings(study, metric, rung, trials, curves, transfers, points, laws, held, _difference(curves, transfers))
+
+
+def _difference(curves: dict, transfers: dict[str, Transfer], draws: int = 400) -> tuple | None:
+    """|drift| of standard minus |drift| of mup, with an interval over the seeds they share where there are three."""
+    if not {"standard", "mup"} <= set(transfers) or len(transfers["mup"].rungs) < 2 or len(transfers["standard"].rungs) < 2:
+        return None
+    pair = [curves["standard"], curves["mup"]]
+    value = abs(transfers["standard"].drift) - abs(transfers["mup"].drift)
+    seeds = sorted(set(pair[0]["seed"]) & set(pair[1]["seed"]))
+    if not np.isfinite(value):
+        return None
+    if len(seeds) < 3:
+        return value, None
+    rng, found = np.random.default_rng(0), []
+    for _ in range(draws):
+        drawn = rng.choice(seeds, len(seeds))
+        sizes = []
+        for c in pair:
+            rows = np.concatenate([np.flatnonzero(c["seed"] == s) for s in drawn])
+            sizes.append(abs(transfer(c["rung"][rows], c["log2_lr"][rows], c["loss"][rows], np.zeros(len(rows))).drift))
+        found.append(sizes[0] - sizes[1])
+    return value, tuple(np.nanquantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist())
+
+
+# ---- the conclusion
+
+
+def bound(t: Transfer) -> str:
+    """How far the signed drift is known: '', or 'at least' or 'at most' where an optimum is at an edge, or 'unknown' where both hold."""
+    sides = {(t.optima[0].edge, "first"), (t.optima[-1].edge, "last")}
+    more, less = sides & {("low", "first"), ("high", "last")}, sides & {("high", "first"), ("low", "last")}
+    return "unknown" if more and less else "at least" if more else "at most" if less else ""
+
+
+def verdict(t: Transfer) -> str:
+    """'yes' where the best learning rate stays put over the ladder, 'no' where it moves, 'undecided' where the records do not tell."""
+    side = bound(t)
+    if (side == "at least" and t.drift > STAYS) or (side == "at most" and t.drift < -STAYS):
+        return "no"
+    return "undecided" if side or not np.isfinite(t.drift) else "yes" if t.stays else "no"
+
+
+def _interval(bounds: tuple[float, float] | None, form: str) -> str:
+    return "" if bounds is None or np.isnan(bounds).any() else f" ({LEVEL:.0%} interval {bounds[0]:{form}} to {bounds[1]:{form}})"
+
+
+def _sentence(arm: str, t: Transfer, rung: str) -> str:
+    answer = ANSWERS[verdict(t)]
+    if not np.isfinite(t.drift):
+        where = t.rungs[-1] if np.isfinite(t.optima[0].log2_lr) else t.rungs[0]
+        return f"{arm}: undecided, every trial at {rung} {where:g} diverged."
+    side = bound(t)
+    told = "not known, for optima are" if side == "unknown" else f"a bound, {side} this, for an optimum is"
+    edge = f" (drift is {told} at the edge of the rates tried or beside a diverged trial)" if side else ""
+    least = "at least " if t.optima[-1].edge else ""
+    cost = "diverges" if np.isinf(t.penalty) else f"costs {least}{t.penalty:.2%} in loss{_interval(t.penalty_interval, '.2%')}"
+    moved = f"drift {t.drift:+.2f} octaves{_interval(t.drift_interval, '+.2f')} from {rung} {t.rungs[0]:g} to {t.rungs[-1]:g}{edge}"
+    return f"{arm}: {answer}: {moved}; at {rung} {t.rungs[-1]:g}, the rate that is best at {t.rungs[0]:g} {cost}."
+
+
+def _transferable(f: Findings) -> bool:
+    rates = {r["lr"] for r in f.trials}
+    return len(rates) > 1 and any(len(t.rungs) > 1 for t in f.transfers.values())
+
+
+def _answers(f: Findings) -> list[str]:
+    rung = _leaf(f.rung)
+    if _transferable(f):
+        return [_sentence(arm, t, rung) for arm, t in f.transfers.items() if len(t.rungs) > 1]
+    best = []
+    for arm, t in f.transfers.items():
+        loss, lr, size = min((o.loss, o.log2_lr, r) for o, r in zip(t.optima, t.rungs, strict=True) if np.isfinite(o.loss))
+        best.append(f"{arm} {loss:.4f} (learning rate 2^{lr:.2f}{f', {rung} {size:g}' if f.rung else ''})")
+    why = "Transfer needs several sizes and several learning rates, which these records do not hold."
+    return [f"Best {f.metric}: {'; '.join(best)}. {why}"]
+
+
+def _caveats(f: Findings) -> str:
+    """What the answer rests on: the difference between arms, seeds, what is missing."""
+    said = []
+    if f.difference:
+        said.append(f"|drift| of standard minus |drift| of mup: {f.difference[0]:+.2f} octaves{_interval(f.difference[1], '+.2f')}.")
+    seeds = min(t.seeds for t in f.transfers.values())
+    said.append("One seed: no interval." if seeds == 1 else f"{seeds} seeds" + (": too few for an interval." if seeds < 3 else "."))
+    left = sum(not r["finished"] for r in f.trials)
+    if left:
+        said.append(f"Unfinished: {left} of {len(f.trials)} trials have not reached their last step.")
+    return " ".join(said)
+
+
+def conclusion(f: Findings) -> list[str]:
+    """The answer in sentences, whichever way it comes out."""
+    dead = [arm for arm in sorted({r["arm"] for r in f.trials if r["finished"]}) if arm not in f.transfers]
+    lost = [f"{arm}: every finished trial diverged." for arm in dead]
+    if not f.transfers:
+        return lost or ["No trial has reached its last step, so nothing can be concluded yet."]
+    return [*_answers(f), *lost, _caveats(f)]
+
+
+def headline(folder: Path) -> str:
+    """The conclusion in at most three lines."""
+    said = conclusion(find(Path(folder)))
+    return "\n".join(said if len(said) <= 3 else [" ".join(said[:-1]), said[-1]])
+
+
+# ---- figures and tables
+
+
+def _seeds(c: dict[str, np.ndarray], rung: float) -> tuple[np.ndarray, ...]:
+    """log2 rates of a rung, and mean, lowest and highest loss over seeds at each (NaN where any diverged)."""
+    here = c["rung"] == rung
+    x = np.unique(c["log2_lr"][here])
+    losses = [c["loss"][here & (c["log2_lr"] == v)] for v in x]
+    return x, *(np.array([f(y) for y in losses]) for f in (np.mean, np.min, np.max))
+
+
+def _training(folder: Path, f: Findings) -> dict[str, dict[float, tuple]]:
+    best: dict[tuple, dict] = {}
+    for r in f.trials:
+        key = r["arm"], r["rung"]
+        if np.isfinite(r["loss"]) and r["loss"] < best.get(key, {"loss": np.inf})["loss"]:
+            best[key] = r
+    rows = record.table(folder).select(["trial", "step", "loss"]).to_pylist() if best else []
+    out: dict[str, dict] = {arm: {} for arm in f.transfers}
+    for (arm, rung), r in best.items():
+        pairs = [(x["step"], x["loss"]) for x in rows if x["trial"] == r["trial"] and x["loss"] is not None]
+        if pairs:
+            out.setdefault(arm, {})[rung] = tuple(np.array(c, float) for c in zip(*pairs, strict=True))
+    return {arm: curves for arm, curves in out.items() if curves}
+
+
+def _samples(folder: Path, f: Findings) -> tuple[Figure, str] | None:
+    found = [p for p in (folder / n / "samples.npz" for n in f.study["populations"]) if p.exists()]
+    if not found:
+        return None
+    largest = max(found, key=lambda p: record.read_json(p.parent / "card.json")["parameters"])
+    with np.load(largest) as z:
+        about, real, made = json.loads(str(z["about"])), z["real"], z["samples"]
+    arm = next((r["arm"] for r in f.trials if r["trial"] == about["trial"]), about["arm"])
+    settings = ", ".join(f"{k} {about[k]}" for k in ("method", "steps", "guidance") if k in about)
+    named = about.get("class_names") or []
+    classes = f" Classes in turn: {', '.join(named)}." if 1 < len(named) <= 10 else ""
+    said = (
+        f"Left: held-out real examples. Right: samples of the best trial of the largest model that kept its weights ({arm}, "
+        f"{about['population']}{'; ' + settings if settings else ''}).{classes}"
+    )
+    return figures.pictures({"real": real, "samples": made}), said
+
+
+def draw(folder: Path, f: Findings) -> dict[str, tuple[Figure, str]]:
+    """Every figure the records allow: name -> (figure, caption)."""
+    out, rung = {}, _leaf(f.rung)
+    if f.transfers and len({r["lr"] for r in f.trials}) > 1:
+        curves = {arm: {r: _seeds(f.curves[arm], r) for r in t.rungs} for arm, t in f.transfers.items()}
+        said = f"Final {f.metric} on the fixed held-out set against learning rate. Rings: fitted minima. Crosses: diverged trials. "
+        shaded = "Bands: lowest and highest over seeds. " if max(t.seeds for t in f.transfers.values()) > 1 else ""
+        said += shaded + "Curves that leave the axes at the top are worse than the axis shows."
+        out["loss_against_rate"] = figures.loss_against_rate(curves, f.transfers, rung, f.metric), said
+        if _transferable(f):
+            said = "An open mark is a bound: an optimum at the edge of the rates tried or beside a diverged trial."
+            out["drift"] = figures.drift(f.transfers, rung), f"Best learning rate against {rung}. {said}"
+    if any(len(x) > 1 for x, _ in f.points.values()):
+        fitted = [f"{a}: exponent {h.law.exponent:.3f}, forecast off by {h.error:+.2%}" for a, h in f.held.items()]
+        told = f" Dashed: a power law fitted to all sizes but the largest; diamonds: its forecast there ({'; '.join(fitted)})."
+        said = "Best loss of each size against training FLOPs." + told * bool(fitted)
+        out["loss_against_flops"] = figures.law(f.points, f.laws, f.held, f.metric), said
+    if curves := _training(folder, f):
+        said = f"Training loss of the best trial of each {rung}; faint: as recorded, bold: running mean."
+        out["training"] = figures.training(curves, rung), said
+    if shown := _samples(folder, f):
+        out["samples"] = shown
+    return out
+
+
+def _bounds(name: str, pair: tuple[float, float] | None, scale: float = 1.0) -> dict[str, float | None]:
+    return {f"{name}_{side}": None if pair is None else scale * pair[i] for i, side in enumerate(("low", "high"))}
+
+
+def tables(folder: Path, f: Findings) -> dict[str, list[dict[str, Any]]]:
+    """The tables of the report by name, each a list of rows."""
+    rung, out = _leaf(f.rung), {"transfer": [], "optima": [], "laws": [], "run_times": [], "trials": []}
+    for arm, t in f.transfers.items():
+        for r, o in zip(t.rungs, t.optima, strict=True):
+            gone = sum(x["state"] == "diverged" for x in f.trials if x["arm"] == arm and x["rung"] == r)
+            at = {"best_lr": 2.0**o.log2_lr, "log2_lr": o.log2_lr, "loss": o.loss, "edge": o.edge, "diverged": gone}
+            out["optima"].append({"arm": arm} | ({rung: int(r)} if f.rung else {}) | at)
+        if len(t.rungs) > 1 and _transferable(f):
+            row = {"arm": arm, "stays_put": verdict(t), "drift_octaves": t.drift} | _bounds("drift", t.drift_interval)
+            row |= {"bound": bound(t), "octaves_per_doubling": t.slope, "penalty_percent": 100 * t.penalty}
+            out["transfer"].append(row | _bounds("penalty", t.penalty_interval, 100.0) | {"rungs": len(t.rungs), "seeds": t.seeds})
+    for arm, h in f.held.items():
+        row = {"arm": arm, "rungs_fitted": len(f.points[arm][0]) - 1} | h.law._asdict()
+        out["laws"].append(row | {"forecast": h.predicted, "measured": h.measured, "error_percent": 100 * h.error})
+    for name, pop in f.study["populations"].items():
+        if (folder / name / "timing.json").exists():
+            card, times = record.read_json(folder / name / "card.json"), record.read_json(folder / name / "timing.json")
+            row = {"population": name, "trials": len(pop["trials"]), "parameters": card["parameters"]}
+            out["run_times"].append(row | times | {"device": f"{card['devices']} x {card['device']}"})
+    left_out = {"finished"} if f.rung else {"finished", "rung"}
+    out["trials"] = [{rung if k == "rung" else k: v for k, v in r.items() if k not in left_out} for r in f.trials]
+    return {k: v for k, v in out.items() if v}
+
+
+# ---- the page
+
+
+TITLES = {
+    "transfer": "Transfer over the ladder",
+    "optima": "Optima",
+    "laws": "Power laws, judged on the largest size",
+    "run_times": "Run times (seconds)",
+    "trials": "All trials",
+}
+STYLE = """body{font:15px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif;max-width:60em;margin:2.5em auto;padding:0 1.2em;color:#1f2328}
+h1{font-size:1.55em;line-height:1.25;margin:0 0 .3em}
+h2{font-size:1.1em;margin:2.2em 0 .5em;border-bottom:1px solid #e2e4e8;padding-bottom:.2em}
+.about{color:#59636e;white-space:pre-line}
+.answer{background:#f3f7fc;border-left:4px solid #2f6db3;padding:.5em 1.1em;margin:1.2em 0;border-radius:3px}
+.answer p{margin:.4em 0}figure{margin:1.8em 0;text-align:center}img{max-width:100%;height:auto}
+figcaption{color:#59636e;font-size:.88em;text-align:left;margin-top:.4em}.scroll{overflow-x:auto}
+table{border-collapse:collapse;font-size:.83em;font-variant-numeric:tabular-nums}
+th{font-weight:600;color:#59636e}td,th{padding:.28em .8em;text-align:right;border-bottom:1px solid #edeff2;white-space:nowrap}
+td:first-child,th:first-child{text-align:left;padding-left:0}.facts td{text-align:left;white-space:normal;vertical-align:top}
+pre{background:#f6f8fa;padding:1em;overflow-x:auto;font-size:.82em;border-radius:3px}summary{cursor:pointer;color:#2f6db3}"""
+
+
+def _cell(v: Any) -> str:
+    if v is None or (isinstance(v, float) and np.isnan(v)):
+        return ""
+    return f"{v:.4g}" if isinstance(v, float) and not v.is_integer() else f"{v:,.0f}" if isinstance(v, int | float) else str(v)
+
+
+def _table(rows: list[dict]) -> str:
+    keep = [k for k in rows[0] if any(_cell(r[k]) for r in rows)]
+    head = "".join(f"<th>{html.escape(k.replace('_', ' '))}</th>" for k in keep)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(_cell(r[k]))}</td>" for k in keep) + "</tr>" for r in rows)
+    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def _facts(folder: Path, f: Findings) -> dict[str, str]:
+    """What was run, on what, and how its numbers are to be read."""
+    s, config = f.study, f.study["config"]
+    cards = [record.read_json(p) for n in s["populations"] if (p := folder / n / "card.json").exists()]
+    counts = {k: sum(r["state"] == k for r in f.trials) for k in ("done", "diverged", "running", "interrupted", "missing")}
+    sizes = "x".join(str(n) for n in s["data"].get("image", ()))
+    data = f"{config['data']['name']}: {s['data']['examples']:,} training and {s['data']['eval_examples']:,} held-out examples"
+    facts = {
+        "Trials": f"{len(f.trials)}: " + ", ".join(f"{n} {k}" for k, n in counts.items() if n),
+        "Data": data + (f", {sizes}" if sizes else "") + (f" ({s['data']['origin']})" if s["data"].get("origin") else ""),
+        "Evaluation": f"{f.metric}, on one fixed set of at most {config['eval']['examples']:,} held-out examples, times and noise",
+        "Optimum": "vertex of the parabola through the best rate tried and its neighbours, in log2 learning rate, on the mean over seeds",
+        "Drift": f"log2 best rate at the largest size minus that at the smallest; up to {STAYS:g} octaves counts as staying put",
+        "Law": "loss = floor + scale x FLOPs^-exponent, Huber loss on log residuals; with fewer than five sizes the floor is zero",
+    }
+    if cards:
+        devices = sorted({f"{c['devices']} x {c['device']}" for c in cards})
+        facts["Device"] = f"{', '.join(devices)}; {cards[0]['precision']['dtype']}, matmul precision {cards[0]['precision']['precision']}"
+        facts["FLOPs"] = cards[0]["convention"]
+    return facts | {"Versions": ", ".join(f"{k} {v}" for k, v in s["versions"].items()), "Limits": _limits(f)}
+
+
+def _limits(f: Findings) -> str:
+    said = [f"{len({r['seed'] for r in f.trials})} seed(s), one data set, one training length per trial"]
+    epochs = [r["epochs"] for r in f.trials if r["epochs"] is not None]
+    if epochs:
+        said.append(f"at most {max(epochs):.3g} epochs")
+    if f.transfers:
+        said.append(f"{max(len(t.rungs) for t in f.transfers.values())} size(s)")
+        said.append("a law from so few points is a first fit" if f.laws else "too few sizes to judge a law on one it has not seen")
+        if any(o.edge for t in f.transfers.values() for o in t.optima):
+            said.append("some optima are at the edge of the rates tried, so their position is a bound")
+    if any(r["state"] == "diverged" for r in f.trials):
+        said.append("diverged trials are kept as bounds: they have no loss to fit, and a rate counts as diverged when any seed does")
+    return "; ".join(said) + "."
+
+
+def _page(folder: Path, f: Findings, drawn: dict[str, tuple[bytes, str]], made: dict[str, list[dict]]) -> str:
+    question, _, rest = f.study["question"].partition("\n")
+    parts = [f"<h1>{html.escape(question or f.study['name'])}</h1>"]
+    parts.append('<div class="answer">' + "".join(f"<p>{html.escape(x)}</p>" for x in conclusion(f)) + "</div>")
+    parts.append(f'<p class="about">{html.escape(rest.strip())}</p>' if rest.strip() else "")
+    for i, (name, (png, said)) in enumerate(drawn.items(), 1):
+        image = f'<img alt="{name}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+        parts.append(f"<figure>{image}<figcaption><b>Figure {i}.</b> {html.escape(said)}</figcaption></figure>")
+    for name, rows in made.items():
+        fold = f"<details><summary>{len(rows)} rows</summary>{_table(rows)}</details>" if name == "trials" else _table(rows)
+        parts.append(f"<h2>{TITLES[name]}</h2>{fold}")
+    facts = "".join(f"<tr><td>{k}</td><td>{html.escape(v)}</td></tr>" for k, v in _facts(folder, f).items())
+    parts.append(f'<h2>How it was made, and its limits</h2><table class="facts">{facts}</table>')
+    parts.append(f"<h2>Experiment</h2><pre>{html.escape(f.study['experiment'])}</pre>")
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    head += f"<title>{html.escape(f.study['name'])}</title><style>{STYLE}</style>"
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(parts) + "\n</body></html>\n"
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _write_table(path: Path, rows: list[dict]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def report(folder: Path, out: Path | None = None) -> Path:
+    """Write report.html, figures (PNG and PDF) and tables (CSV) of a study to `out`, by default its own folder."""
+    folder, out = Path(folder), Path(out or folder)
+    f = find(folder)
+    made = tables(folder, f)
+    try:
+        for part in ("figures", "tables"):
+            (out / part).mkdir(parents=True, exist_ok=True)
+        pictures = {}
+        with figures.style():
+            for name, (figure, said) in draw(folder, f).items():
+                pictures[name] = _png(figure), said
+                (out / "figures" / f"{name}.png").write_bytes(pictures[name][0])
+                figure.savefig(out / "figures" / f"{name}.pdf")
+        for name, rows in made.items():
+            _write_table(out / "tables" / f"{name}.csv", rows)
+        page = out / "report.html"
+        page.write_text(_page(folder, f, pictures, made), encoding="utf-8")
+    except OSError as e:
+        raise UserError(f"report folder {str(out)!r} cannot be written ({e.strerror}); choose another with --out") from e
+    return page
+
+
+def grid(images: np.ndarray, names: list[str], path: Path) -> None:
+    """A picture of uint8 images [n, h, w, c] with a name under each, written to `path`; UserError where it cannot be."""
+    path = Path(path)
+    wanted = "expected a picture's path such as samples.png"
+    if not path.suffix:
+        raise UserError(f"--out={str(path)!r} names no kind of picture; {wanted}")
+    with figures.style():
+        figure = figures.pictures({"": images}, names=names)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path)
+        except (OSError, ValueError) as e:
+            raise UserError(f"--out={str(path)!r} cannot be written ({e}); {wanted}") from e

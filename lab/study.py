@@ -1,0 +1,445 @@
+"""An experiment file -> trials -> populations; what is done is skipped, what is not is resumed."""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from lab import axes, cost, find, record
+from lab import population as populations
+from lab.axes import Dims
+from lab.checkpoint import Checkpoints
+from lab.data.loader import decode, open_source
+from lab.errors import UserError, unknown
+from lab.log import Progress
+from lab.optim import TRACED
+from lab.population import Population, Trial
+
+# Every key that a config may have, apart from what a model, an objective or a source declares itself.
+DEFAULTS = {
+    "seed": 0,
+    "model": {"name": ""},
+    "base": {},
+    "parametrization": {"name": "mup", "alpha": 1.0},
+    "objective": {"name": ""},
+    "data": {"name": ""},
+    "optim": {
+        **{"lr": 2.0**-6, "weight_decay": 0.0, "b1": 0.9, "b2": 0.99, "eps": 1e-8, "clip": 0.0, "ema": 0.99},
+        **{"schedule": "cosine", "warmup": 0, "decay": 0.2},
+    },
+    # f32 matmuls are bf16 on TPUs and TF32 on GPUs by default, so the precision is set and part of a trial's identity
+    "train": {"steps": 1000, "batch": 64, "log_every": 10, "dtype": "float32", "precision": "highest"},
+    "eval": {"examples": 512, "batch": 128, "every": 250, "metric": "eval_loss"},
+    "sample": {"n": 16, "options": {}},
+    # not part of a trial's identity: where and how it runs. chunk: most trials in one program, 0 for what memory allows
+    "run": {"mesh": {}, "rules": {"batch": "data"}, "chunk": 0, "checkpoint_seconds": 60.0, "data_dir": "data"},
+}
+OPEN = ("model", "base", "objective", "data", "sample.options", "run.mesh", "run.rules")  # sections with keys of their own
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+class Experiment(NamedTuple):
+    """A loaded experiment: its name, question, source text, config and the points of its sweep."""
+
+    name: str
+    question: str
+    text: str
+    config: ConfigDict
+    points: list[dict[str, Any]]
+    swept: list[str]
+
+
+def load(path: str, overrides: Iterable[str] = ()) -> Experiment:
+    """Load an experiment file and apply `--config.key=value` overrides.
+
+    An override of a swept key keeps the points that have that value; UserError if there is none.
+    """
+    file = Path(path)
+    if not file.is_file():
+        near = sorted(p.as_posix() for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
+        raise unknown("experiment file", path, near) if near else UserError(f"experiment file {path!r} does not exist")
+    spec = importlib.util.spec_from_file_location("lab_experiment", file)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        given = module.get_config()
+        points = list(module.sweep()) if hasattr(module, "sweep") else [{}]
+    except UserError:
+        raise
+    except Exception as e:
+        raise UserError(f"experiment file {path!r} fails: {type(e).__name__}: {str(e).splitlines()[0]}") from e
+    config = _complete(given)
+    flat = _flatten(config.to_dict())
+    swept = sorted({k for p in points for k in p})
+    for key in swept:
+        if key not in flat:
+            raise unknown("swept key", key, flat)
+    points = _apply(config, overrides, points, swept)
+    text = file.read_text()
+    return Experiment(file.stem, (module.__doc__ or "").strip(), text, config, points, swept)
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for k, v in tree.items():
+        flat |= _flatten(v, f"{prefix}{k}.") if isinstance(v, dict) and v else {f"{prefix}{k}": v}
+    return flat
+
+
+def _complete(given: ConfigDict) -> ConfigDict:
+    """DEFAULTS updated by an experiment's config, locked; an unknown key or wrong type raises UserError."""
+    config = ConfigDict(DEFAULTS)
+    known = _flatten(DEFAULTS)
+    for key, value in _flatten(given.to_dict()).items():
+        if key not in known and key not in DEFAULTS and not key.startswith(tuple(f"{s}." for s in OPEN)) and key not in OPEN:
+            raise unknown("config key", key, known)
+        parent, _, leaf = key.rpartition(".")
+        _set(config[parent] if parent else config, leaf, value, key)
+    for part in ("model", "objective", "data"):
+        if not config[part].name:
+            raise UserError(f"config key {part}.name is missing; expected one of: {', '.join(find.names(f'lab.{_folder(part)}'))}")
+    return config.lock()
+
+
+def _folder(part: str) -> str:
+    return {"model": "models", "objective": "objectives", "data": "data"}[part]
+
+
+def _set(config: ConfigDict, leaf: str, value: Any, key: str) -> None:
+    if leaf in config and value != {}:
+        old = config[leaf]
+        kind = type(old)
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise UserError(f"config key {key}={value!r} is of type {type(value).__name__}; expected {kind.__name__} such as {old!r}")
+    config[leaf] = value
+
+
+def _apply(config: ConfigDict, overrides: Iterable[str], points: list[dict], swept: list[str]) -> list[dict]:
+    """Apply overrides through ml_collections' own flag parser, one at a time so that an error names its key."""
+    for text in overrides:
+        key, _, value = text.removeprefix("--config.").partition("=")
+        flat = _flatten(config.to_dict())
+        if key not in flat:
+            raise unknown("config key", key, flat)
+        holder = flags.FlagValues()
+        config_flags.DEFINE_config_dict("config", config, flag_values=holder)
+        try:
+            holder(["lab", f"--config.{key}={value}"])
+        except Exception as e:
+            kind = type(flat[key]).__name__
+            raise UserError(f"config key {key}={value!r} is not valid; expected {kind} such as {flat[key]!r}") from e
+        if key in swept:
+            new = _flatten(config.to_dict())[key]
+            have = sorted({p[key] for p in points if key in p})
+            points = [p for p in points if p.get(key) == new]
+            if not points:
+                raise UserError(f"config key {key}={value} is swept and not among its points: {', '.join(map(repr, have))}")
+    return points
+
+
+def expand(experiment: Experiment, data_print: str) -> list[Trial]:
+    """The trials of a sweep, each with its complete config and its identity."""
+    trials = {}
+    for point in experiment.points:
+        config = ConfigDict(experiment.config)
+        for key, value in point.items():
+            parent, _, leaf = key.rpartition(".")
+            _set(config[parent] if parent else config, leaf, value, key)
+        full = config.to_dict()
+        arm = point.get("arm") or full["parametrization"]["name"]
+        trial = Trial(identity(full, data_print), arm, full, point)
+        trials[trial.id] = trial
+    return list(trials.values())
+
+
+def identity(config: dict, data_print: str) -> str:
+    """Hash of what changes a trial's result: config without where it runs and how it is shown, data, a user's own modules."""
+    kept = {k: v for k, v in config.items() if k not in ("run", "sample")}
+    kept["eval"] = {k: v for k, v in kept["eval"].items() if k != "metric"}
+    own = [find.source_digest(f"lab.{_folder(p)}", config[p]["name"]) for p in ("model", "objective", "data")]
+    text = json.dumps([kept, data_print, own], sort_keys=True, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def shape_key(trial: Trial) -> str:
+    """Equal for trials that one program can train: the config without what is traced."""
+    config = json.loads(json.dumps(trial.config, default=list))
+    config["optim"] = {k: v for k, v in config["optim"].items() if k not in TRACED}
+    del config["seed"], config["parametrization"]
+    return json.dumps(config, sort_keys=True)
+
+
+def pack(trials: list[Trial], dims: dict[str, int]) -> list[list[Trial]]:
+    """Trials grouped by shape, each group cut into populations of at most run.chunk trials (0: what memory allows)."""
+    groups: dict[str, list[Trial]] = {}
+    for t in trials:
+        groups.setdefault(shape_key(t), []).append(t)
+    out = []
+    for group in groups.values():
+        chunk = group[0].config["run"]["chunk"] or _fitting(group[0], dims)
+        n = -(-len(group) // chunk)
+        out += [list(g) for g in np.array_split(np.array(group, dtype=object), n)] if n > 1 else [group]
+    return out
+
+
+def _fitting(trial: Trial, dims: dict[str, int]) -> int:
+    """Trials whose states fill at most a third of the device's memory: weights, gradients, two moments, average, one spare."""
+    program = populations.build(trial.config, dims)
+    one = 4 * 6 * sum(cost.parameters(program.model).values())
+    stats = jax.devices()[0].memory_stats() or {}
+    total = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, int(total / 3 / one))
+
+
+def check_ladder(rungs: list[tuple[Any, Dims]]) -> None:
+    """UserError where an axis differs between rungs without a base: its weights would be scaled by no rule."""
+    for axis in {a for _, d in rungs for a in d}:
+        sizes = sorted({d[axis] for _, d in rungs if axis in d})
+        if len(sizes) > 1 and any(axis not in d.base for _, d in rungs):
+            named = [n for n, w in axes.weights(rungs[0][0]).items() if axis in w.arrow.names]
+            if named:
+                raise UserError(
+                    f"axis {axis!r} has sizes {sizes} in this sweep but no base; weights: {', '.join(named[:6])}; "
+                    "give the knob that moves it an entry in config.base"
+                )
+
+
+def held_out(config: dict, source: Any) -> dict[str, np.ndarray]:
+    """The evaluation set [N, batch, ...]: the same examples in every study on this source."""
+    e = config["eval"]
+    n = min(e["examples"], len(source))
+    batch = min(e["batch"], n)
+    rows = np.random.default_rng(0).permutation(len(source))[: n // batch * batch]
+    items = [source[int(i)] for i in rows]
+    arrays = {k: np.stack([item[k] for item in items]) for k, v in items[0].items() if np.asarray(v).dtype.kind in "iufb"}
+    return {k: v.reshape(-1, batch, *v.shape[1:]) for k, v in arrays.items()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes, and the project's git revision where there is one."""
+    found = {p: importlib.metadata.version(p) for p in PACKAGES}
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    return found | {"git": git.stdout.strip() or "unknown"}
+
+
+class Study:
+    """An experiment, its data, its trials and their packing; `folder` is where it lives once it runs."""
+
+    def __init__(self, experiment: Experiment, folder: Path | None = None):
+        self.experiment, self.folder = experiment, folder
+        self.config = experiment.config.to_dict()
+        data = {**self.config["data"]}
+        self.train = open_source(data, "train", self.config["run"]["data_dir"])
+        self.held = open_source(data, "eval", self.config["run"]["data_dir"])
+        self.print = self.train.info["fingerprint"]
+        self.trials = {t.id: t for t in expand(experiment, self.print)}
+        self.known: dict = {}
+        if folder is not None and (folder / "study.json").exists():
+            self.known = record.read_study(folder)
+            self._check_same()
+        self.packs = self._packs()
+        programs = [populations.build(p[0].config, self.train.dims) for p in self.packs.values()]
+        check_ladder([(p.model, p.dims) for p in programs])
+
+    def _check_same(self) -> None:
+        """UserError where the folder holds another study: another name, data, or a setting that no sweep moves."""
+        mine, theirs = (_flatten(json.loads(json.dumps(c, default=list))) for c in (self.config, self.known["config"]))
+        mine |= {"name": self.experiment.name, "data": self.print}
+        theirs |= {"name": self.known["name"], "data": self.known["data"]["fingerprint"]}
+        free = {*self.experiment.swept, *self.known["swept"]}
+        for key in sorted(mine.keys() | theirs.keys(), key=lambda k: (k != "name", k)):
+            if key not in free and not key.startswith(("run.", "sample.")) and mine.get(key) != theirs.get(key):
+                raise UserError(
+                    f"folder {str(self.folder)!r} holds another study: its {key} is {theirs.get(key)!r}, this one's is {mine.get(key)!r}; "
+                    "choose another --workdir"
+                )
+
+    def _packs(self) -> dict[str, list[Trial]]:
+        """Populations of the folder that hold a wanted trial, as they were packed, and new ones for the rest."""
+        packs, left = {}, dict(self.trials)
+        for name, pop in self.known.get("populations", {}).items():
+            if not any(i in self.trials for i in pop["trials"]):
+                continue
+            packs[name] = [self.trials.get(i) or self._old(i) for i in pop["trials"]]
+            for i in pop["trials"]:
+                left.pop(i, None)
+        for group in pack(list(left.values()), self.train.dims):
+            tag = hashlib.sha256("".join(sorted(t.id for t in group)).encode()).hexdigest()[:8]
+            shown = [f"{k.rsplit('.', 1)[-1]}{v}" for k, v in group[0].point.items() if k not in _traced_keys()]
+            packs["-".join([*shown, tag])] = group
+        return packs
+
+    def _old(self, trial_id: str) -> Trial:
+        t = self.known["trials"][trial_id]
+        config = json.loads(json.dumps(self.config, default=list))
+        for key, value in t["point"].items():
+            *parents, leaf = key.split(".")
+            at = config
+            for p in parents:
+                at = at[p]
+            at[leaf] = value
+        return Trial(trial_id, t["arm"], config, t["point"])
+
+    def describe(self) -> dict:
+        """study.json: everything a reader needs, and no absolute path."""
+        trials, pops = self.known.get("trials", {}), self.known.get("populations", {})
+        for name, group in self.packs.items():
+            pops[name] = {"trials": [t.id for t in group], "chunk": len(group)}
+            for t in group:
+                about = {"arm": t.arm, "seed": t.config["seed"], "steps": t.config["train"]["steps"]}
+                trials[t.id] = {**about, "point": t.point, "population": name}
+        e = self.experiment
+        return {
+            **{"schema": record.SCHEMA, "name": e.name, "question": e.question, "experiment": e.text},
+            **{"config": self.config, "swept": e.swept, "trials": trials, "populations": pops, "versions": versions()},
+            "data": {**self.train.info, "eval_examples": len(self.held)},
+        }
+
+    def example(self) -> dict[str, np.ndarray]:
+        """One small batch [2, ...], for tracing."""
+        return jax.tree.map(lambda x: x[0], held_out(_small(self.config, 2), self.held))
+
+    def work(self) -> dict[str, float]:
+        """FLOPs of each population."""
+        out = {}
+        for name, group in self.packs.items():
+            c = group[0].config
+            per = populations.flops_per_example(populations.build(c, self.train.dims), held_out(_small(c, 1), self.held))
+            out[name] = per * c["train"]["batch"] * c["train"]["steps"] * len(group)
+        return out
+
+    def run(self, interrupt: populations.Interrupt) -> Path:
+        """Train what is not done yet, in order of cost; returns the folder. Raises Preempted when asked to stop."""
+        folder = self.folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / ".writable").write_text("")
+            (folder / ".writable").unlink()
+        except OSError as e:
+            raise UserError(f"--workdir: folder {str(folder)!r} cannot be written ({e.strerror}); choose another --workdir") from e
+        with record.Lock(folder):
+            record.write_json(folder / "study.json", self.describe())
+            work = self.work()
+            steps = {n: g[0].config["train"]["steps"] for n, g in self.packs.items()}
+            labels = {n: _label(n, g) for n, g in self.packs.items()}
+            done = {n for n in self.packs if (folder / n / "done.json").exists()}
+            source = Decoded(self.train) if done != set(self.packs) else None
+            # small models reach a lower FLOP rate, about as FLOPs^1/3 on a CPU, so time grows as FLOPs^2/3
+            effort = {n: w ** (2 / 3) for n, w in work.items()}
+            with Progress(self.experiment.name, effort, steps, labels) as progress:
+                for name in done:
+                    progress.skip(name, "done before", steps[name])
+                for name in sorted(set(self.packs) - done, key=work.get):
+                    pop = Population(self.packs[name], source, held_out(self.packs[name][0].config, self.held))
+                    self._card(folder / name, pop)
+                    populations.run(folder / name, name, pop, source, progress, interrupt)
+                    del pop
+                self._samples(folder, work, progress)
+        return folder
+
+    def _card(self, folder: Path, pop: Population) -> None:
+        folder.mkdir(exist_ok=True)
+        record.write_json(folder / "config.json", pop.config)
+        by_role = cost.parameters(pop.program.model)
+        device = jax.devices()[0]
+        card = {
+            **{"parameters": sum(by_role.values()), "by_role": by_role, "weights": cost.card(pop.program.model)},
+            **{"flops_per_example": pop.flops(), "convention": cost.CONVENTION, "base": pop.config["base"]},
+            **{"versions": versions(), "device": device.device_kind, "devices": jax.device_count()},
+            "precision": {k: pop.config["train"][k] for k in ("dtype", "precision")},
+        }
+        record.write_json(folder / "card.json", card)
+
+    def _samples(self, folder: Path, work: dict[str, float], progress: Progress) -> None:
+        """Samples of the best trial of the largest population, beside real examples."""
+        name = max(work, key=lambda n: work[n] / len(self.packs[n]))
+        if (folder / name / "samples.npz").exists() or not self.config["sample"]["n"]:
+            return
+        progress.stage(name, "sampling")
+        images, about = sample(folder, self.config["sample"]["n"], self.config["sample"]["options"], source=self.train)
+        rows = np.random.default_rng(1).permutation(len(self.held))[: len(images)]
+        real = np.stack([self.held[int(i)]["image"] for i in rows])
+        target = folder / about["population"] / "samples.npz"
+        with target.with_suffix(".tmp").open("wb") as f:
+            np.savez_compressed(f, samples=images, real=real, labels=about.pop("labels"), about=json.dumps(about))
+        target.with_suffix(".tmp").rename(target)
+        progress.finish(name)
+
+
+def _small(config: dict, n: int) -> dict:
+    return {**config, "eval": {**config["eval"], "examples": n, "batch": n}}
+
+
+def _traced_keys() -> set[str]:
+    return {f"optim.{k}" for k in TRACED} | {"seed", "parametrization.name", "parametrization.alpha", "arm"}
+
+
+def _label(name: str, group: list[Trial]) -> str:
+    moved = [f"{k.rsplit('.', 1)[-1]} {v}" for k, v in group[0].point.items() if k not in _traced_keys()]
+    return f"{', '.join(moved) or name} ({len(group)} trial{'s' * (len(group) > 1)})"
+
+
+class Decoded:
+    """A source whose arrays are in memory, decoded once for all populations of a study."""
+
+    def __init__(self, source: Any):
+        self._source, self.arrays = source, decode(source)
+        self.info, self.dims = source.info, source.dims
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, i: int) -> dict:
+        return self._source[i]
+
+
+def sample(folder: Path, n: int, options: dict, source: Any = None, trial: str = "") -> tuple[np.ndarray, dict]:
+    """`n` uint8 images from the best trial of the largest finished population (or from `trial`), and what they are.
+
+    Returns:
+      images [n, h, w, c], and {population, trial, arm, labels, class_names, options}.
+    """
+    about = record.read_study(folder)
+    found = {}
+    for name in about["populations"]:
+        if (folder / name / "weights").exists():
+            card = record.read_json(folder / name / "card.json")
+            found[name] = card["parameters"]
+    if not found:
+        raise UserError(f"study {str(folder)!r} has no finished population to sample from; `lab status {folder}` tells what is missing")
+    name = max(found, key=found.get)
+    if trial:
+        if trial not in about["trials"]:
+            raise unknown("trial", trial, about["trials"])
+        name = about["trials"][trial]["population"]
+    config = record.read_json(folder / name / "config.json")
+    info = about["data"]
+    h, w, c = info["image"]
+    program = populations.build(config, {"image": h, "channels": c, "classes": info["classes"]} if source is None else source.dims)
+    store = Checkpoints(folder / name / "weights")
+    meta = store.meta()
+    kept = meta["trials"]
+    trial = trial or min(kept, key=lambda i: kept[i]["loss"])
+    if trial not in kept:
+        raise UserError(f"trial {trial!r} kept no weights (only the best of each arm does: {', '.join(kept)})")
+    described = populations.described(program)
+    weights = store.restore(dict.fromkeys(sorted(kept), described))[1][trial]
+    store.close()
+    labels = np.arange(n) % info["classes"]
+    draw = jax.jit(lambda p, k, y: program.sample(p, k, {"label": y}, shape=(h, w, c), **options))
+    images = np.asarray(draw(weights, jax.random.key(0), jax.numpy.asarray(labels)))
+    pixels = np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)
+    told = {"population": name, "trial": trial, "arm": kept[trial]["arm"], "labels": labels}
+    return pixels, {**told, "class_names": info["class_names"], **options}

@@ -1,0 +1,91 @@
+"""One trial: its state, its step, its evaluation. Everything here is pure and traced; loops live in population.py."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lab.axes import Dims, draw, view
+from lab.optim import Hyper, optimizer
+
+DIVERGED = 10.0  # a training loss this many times the first one counts as diverged, as a non-finite one does
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class State:
+    """All that a trial carries from step to step; a checkpoint holds this and the data's position."""
+
+    params: Any
+    opt: Any
+    ema: Any
+    step: jax.Array  # int32
+    alive: jax.Array  # bool: False from the step at which the trial diverged
+    first: jax.Array  # float32: loss of the first step
+
+
+@dataclass(frozen=True)
+class Program:
+    """What the trials of one population share: the described model, the objective, the schedule and the compute dtype."""
+
+    model: Any
+    dims: Dims
+    objective: Any
+    rate: optax.Schedule
+    dtype: jnp.dtype
+
+    def loss(self, params: Any, key: jax.Array, batch: dict) -> jax.Array:
+        """Loss of each example, [B], in float32."""
+        return self.objective.loss(view(params, self.dtype), key, batch).astype(jnp.float32)
+
+    def init(self, hyper: Hyper) -> State:
+        """State before the first step; every number comes from hyper.seed and hyper.scales."""
+        params = draw(jax.random.fold_in(jax.random.key(hyper.seed), 0), self.model, hyper.scales)
+        opt = optimizer(hyper, self.rate).init(params)
+        first, alive = jnp.float32(jnp.inf), jnp.array(True)
+        # a buffer of its own: donated buffers must not be shared between params and their average
+        return State(params, opt, jax.tree.map(jnp.copy, params), jnp.int32(0), alive, first)
+
+    def step(self, state: State, hyper: Hyper, batch: dict) -> tuple[State, dict]:
+        """One update on a batch; a trial that diverges keeps its last state from then on."""
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(hyper.seed), 1), state.step)
+        loss, grads = jax.value_and_grad(lambda p: jnp.mean(self.loss(p, key, batch)))(state.params)
+        norm = optax.tree.norm(grads)
+        first = jnp.where(state.step == 0, loss, state.first)
+        alive = state.alive & jnp.isfinite(loss) & jnp.isfinite(norm) & (loss <= DIVERGED * first)
+        updates, opt = optimizer(hyper, self.rate).update(grads, state.opt, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = optax.incremental_update(params, state.ema, 1.0 - hyper.ema)
+        new = State(params, opt, ema, state.step + 1, alive, first)
+        old = State(state.params, state.opt, state.ema, state.step + 1, alive, first)
+        frozen = jax.tree.map(lambda n, o: jnp.where(alive, n, o), new, old)
+        return frozen, {"loss": loss, "grad_norm": norm, "diverged": ~alive}
+
+    def evaluate(self, state: State, key: jax.Array, batches: dict) -> dict:
+        """Mean loss over fixed batches [N, B, ...] with fixed draws, for the weights and for their average."""
+        keys = jax.random.split(key, jax.tree.leaves(batches)[0].shape[0])
+
+        def mean(params):
+            return jnp.mean(jax.lax.map(lambda kb: jnp.mean(self.loss(params, *kb)), (keys, batches)))
+
+        return {"eval_loss": mean(state.params), "eval_ema": mean(state.ema)}
+
+    def sample(self, params: Any, key: jax.Array, cond: dict, **options: Any) -> jax.Array:
+        """Samples of one trial by the objective's sampler."""
+        return self.objective.sample(view(params, self.dtype), key, cond, **options)
+
+
+def over_trials(f: Callable, in_axes: tuple) -> Callable:
+    """f over a leading axis of trials; a population of one runs without vmap, as the plain program it is."""
+
+    def run(*args):
+        flat = [a for a, axis in zip(args, in_axes, strict=True) if axis == 0]
+        if jax.tree.leaves(flat)[0].shape[0] > 1:
+            return jax.vmap(f, in_axes)(*args)
+        one = [jax.tree.map(lambda x: x[0], a) if axis == 0 else a for a, axis in zip(args, in_axes, strict=True)]
+        return jax.tree.map(lambda x: x[None], f(*one))
+
+    return run

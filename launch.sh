@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Makes or refreshes the environment in .venv, then hands everything to `lab` (or to pytest).
+#   ./launch.sh run experiments/quickstart.py     any `lab` command: run, plan, audit, status, report, sample, data, bench
+#   ./launch.sh test [--parity] [PYTEST ARGS]     the tests; --parity adds the comparisons with PyTorch
+#   ./launch.sh env                               the environment alone
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+venv="$PWD/.venv"
+extras="icons,dev,notebooks"
+
+say() { printf 'launch: %s\n' "$*" >&2; }
+die() { say "$*"; exit 2; }
+
+find_python() {
+  local p
+  for p in ${PYTHON:-} python3 python3.13 python3.12 python3.11 python; do
+    if "$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then command -v "$p"; return; fi
+  done
+  die "needs Python 3.11 or newer on PATH (or PYTHON=/path/to/python)"
+}
+
+# What the environment was made from: it is remade when the project file, the lock or the folder's place changes.
+stamp() { { printf '%s\n' "$1" "$PWD"; cat pyproject.toml "$2"; } | cksum; }
+
+install() {  # package arguments, under the lock's versions
+  if [ "$uv" ]; then "$uv" pip install --quiet --python "$venv/bin/python" --constraint "$lock" "$@"
+  else "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint "$lock" "$@"; fi
+}
+
+environment() {
+  uv=$(command -v uv || true)
+  if ! "$venv/bin/python" -m pip --version > /dev/null 2>&1; then  # absent, or its making was cut off
+    local python; python=$(find_python)
+    say "making .venv with $("$python" --version) and ${uv:-pip}"
+    if [ "$uv" ]; then "$uv" venv --quiet --clear --seed --python "$python" "$venv"; else "$python" -m venv --clear "$venv"; fi
+  fi
+  lock="locks/py$("$venv/bin/python" -c 'import sys; print("311" if sys.version_info < (3, 12) else "312")').txt"
+  local want; want=$(stamp "$extras" "$lock")
+  if [ "$(cat "$venv/stamp" 2>/dev/null)" != "$want" ]; then
+    say "installing the packages of $lock into .venv (a few minutes the first time)"
+    install --editable ".[$extras]"
+    printf '%s' "$want" > "$venv/stamp"
+  fi
+}
+
+parity() {
+  "$venv/bin/python" -c 'import torch' 2>/dev/null && return
+  say "installing PyTorch for the comparisons"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
+}
+
+case "${1:-}" in
+  "" | -h | --help) sed -n '2,5s/^# //p' "$0"; exit 0 ;;
+  env) environment; say "ready: $venv" ;;
+  test)
+    shift; environment
+    marks="not slow and not parity"
+    if [ "${1:-}" = --parity ]; then shift; parity; marks="not slow"; fi
+    exec "$venv/bin/python" -m pytest -q -m "$marks" "$@" ;;
+  *) environment; exec "$venv/bin/lab" "$@" ;;
+esac

@@ -1,0 +1,1 @@
+"""Meshes, placement and compiling for a topology; jax only."""

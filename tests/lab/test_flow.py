@@ -1,0 +1,154 @@
+"""Rectified flow against a distribution for which everything is known: one Gaussian, whose velocity has a closed form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+from scipy.stats import norm
+
+from lab import axes, parametrization
+from lab.errors import UserError
+from lab.objectives.flow import Objective
+
+MU, S = 0.15, 0.12  # far enough inside [-1, 1] that clipping the samples never acts
+SHAPE = (4, 4, 1)
+
+
+def spread(t):
+    """Variance of x_t = (1 - t) x_0 + t noise for x_0 ~ N(MU, S^2)."""
+    return (1 - t) ** 2 * S**2 + t**2
+
+
+def velocity(inputs):
+    """E[noise - x_0 | x_t]: the regression of one Gaussian on another, and the least-squares optimum of the loss."""
+    t = inputs["t"].reshape(-1, 1, 1, 1)
+    slope = (t - (1 - t) * S**2) / spread(t)
+    return slope * (inputs["x"] - (1 - t) * MU) - MU
+
+
+def bayes(t):
+    """Var[noise - x_0 | x_t]: what no model can get below."""
+    return 1 + S**2 - (t - (1 - t) * S**2) ** 2 / spread(t)
+
+
+def gaussian(n, seed=0):
+    """A batch of n pictures of independent N(MU, S^2) pixels."""
+    x = MU + S * np.random.default_rng(seed).normal(size=(n, *SHAPE))
+    return {"image": jnp.asarray(x, jnp.float32), "label": jnp.zeros(n, jnp.int32)}
+
+
+@pytest.mark.parametrize("time", ["uniform", "logit_normal"])
+def test_the_exact_velocity_has_the_bayes_loss_and_any_other_has_more(time):
+    n, objective, key = 16384, Objective(time, 0.0), jax.random.key(0)
+    u = (np.arange(200_000) + 0.5) / 200_000
+    t = u if time == "uniform" else 1 / (1 + np.exp(-norm.ppf(u)))
+    want = bayes(t).mean()
+    loss = objective.loss(velocity, key, gaussian(n))
+    assert loss.shape == (n,)
+    error = 4 * float(loss.std()) / np.sqrt(n)
+    assert error < 0.05 * want
+    assert abs(float(loss.mean()) - want) < error
+    # the loss of the exact velocity plus a constant is larger by its square
+    off = objective.loss(lambda given: velocity(given) + 0.5, key, gaussian(n)).mean()
+    assert abs(float(off) - want - 0.25) < 2 * error
+
+
+def errors_of_samples(method):
+    """Greatest distance of samples from the exact transport of their own noise, at 8, 16, .. steps."""
+    key, n = jax.random.key(1), 64
+    noise = jax.random.normal(key, (n, *SHAPE))
+    exact = MU + S * noise  # x_t = (1 - t) MU + sd(t) z, with the same z at every t
+    found = []
+    for steps in (32, 64, 128, 256):
+        x = Objective("uniform", 0.0).sample(velocity, key, {"label": jnp.zeros(n, jnp.int32)}, SHAPE, steps, 1.0, method)
+        found.append(float(jnp.abs(x - exact).max()))
+    return np.array(found)
+
+
+@pytest.mark.parametrize("method, order", [("euler", 1), ("heun", 2)])
+def test_sampling_transports_noise_to_data_with_the_order_of_the_method(method, order):
+    found = errors_of_samples(method)
+    assert found[-1] < (0.02 if order == 1 else 1e-3)
+    rates = np.log2(found[:-1] / found[1:])
+    assert abs(rates[-1] - order) < 0.25, rates
+
+
+def test_samples_have_the_mean_and_spread_of_the_data():
+    n = 512
+    x = Objective("uniform", 0.0).sample(velocity, jax.random.key(2), {"label": jnp.zeros(n, jnp.int32)}, SHAPE, 40)
+    assert abs(float(x.mean()) - MU) < 4 * S / np.sqrt(x.size)
+    assert abs(float(x.std()) / S - 1) < 4 / np.sqrt(2 * x.size) + 0.01
+
+
+def labelled(inputs):
+    """A velocity that moves each label its own way: -1 none, 0, 1."""
+    return jnp.broadcast_to((inputs["label"].astype(jnp.float32) * 0.01).reshape(-1, 1, 1, 1), inputs["x"].shape) + 0.9 * inputs["x"]
+
+
+def test_guidance_extrapolates_from_no_label_and_one_is_plain():
+    objective, key, label = Objective("uniform", 0.1), jax.random.key(3), jnp.array([0, 1, 1])
+
+    def sample(guidance, model=labelled):
+        return objective.sample(model, key, {"label": label}, SHAPE, 8, guidance)
+
+    plain = sample(1.0)
+    np.testing.assert_allclose(sample(1.0 + 1e-6), plain, atol=1e-5)
+    np.testing.assert_allclose(sample(0.0), sample(1.0, lambda i: labelled({**i, "label": -jnp.ones(3, int)})), atol=1e-6)
+    np.testing.assert_allclose(sample(3.0) - plain, 2 * (plain - sample(0.0)), atol=1e-5)  # linear in the label's pull
+    assert float(jnp.abs(sample(3.0) - plain).max()) > 1e-3
+
+
+def test_the_loss_of_an_example_depends_on_it_alone():
+    prog = small.program(depth=1)
+    params = axes.draw(key := jax.random.key(0), prog.model, axes.scales(prog.model, parametrization.standard))
+    params = jax.tree.map(lambda x: x + 0.05, params)  # a readout of zero would see nothing
+    batch = small.batch(6)
+    loss_of = jax.jit(prog.loss, compiler_options={"xla_backend_optimization_level": 0})
+    loss = loss_of(params, key, batch)
+    assert loss.shape == (6,)
+    changed = {"image": batch["image"].at[2].set(255 - batch["image"][2]), "label": batch["label"].at[4].add(1)}
+    other = loss_of(params, key, changed)
+    same = np.array([0, 1, 3, 5])
+    np.testing.assert_allclose(other[same], loss[same], rtol=1e-6)
+    assert float(jnp.abs(other - loss)[jnp.array([2, 4])].min()) > 1e-5
+
+
+def test_bytes_and_floats_of_the_same_picture_have_the_same_loss():
+    batch, key = small.batch(4), jax.random.key(0)
+    given = [Objective("uniform", 0.0).inputs(key, {**batch, "image": x}) for x in (batch["image"], batch["image"] / 127.5 - 1.0)]
+    np.testing.assert_allclose(given[0]["x"], given[1]["x"], atol=1e-6)
+    a = given[0]
+    # x_t = x_0 + t (noise - x_0)
+    np.testing.assert_allclose(a["x"] - a["t"].reshape(-1, 1, 1, 1) * a["target"], batch["image"] / 127.5 - 1.0, atol=2e-6)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+def test_the_asked_share_of_labels_is_hidden_and_the_rest_untouched(share):
+    n = 4000
+    batch = {"image": jnp.zeros((n, 1, 1, 1)), "label": jnp.arange(n) % 7}
+    label = np.asarray(Objective("uniform", share).inputs(jax.random.key(5), batch)["label"])
+    hidden = label == -1
+    assert abs(hidden.mean() - share) <= 4 * np.sqrt(share * (1 - share) / n)
+    assert np.all(label[~hidden] == np.asarray(batch["label"])[~hidden])
+
+
+@pytest.mark.parametrize("time, quantile", [("uniform", lambda q: q), ("logit_normal", lambda q: 1 / (1 + np.exp(-norm.ppf(q))))])
+def test_times_have_the_asked_density_in_the_batch_and_in_each_place(time, quantile):
+    objective = Objective(time, 0.0)
+    n = 512
+    batch = {"image": jnp.zeros((n, 1, 1, 1)), "label": jnp.zeros(n, jnp.int32)}
+    at = np.array([0.1, 0.25, 0.5, 0.75, 0.9])
+    t = np.asarray(objective.inputs(jax.random.key(0), batch)["t"])
+    np.testing.assert_allclose(np.quantile(t, at), quantile(at), atol=2 / n)  # stratified: far closer than n^-1/2
+    few = {k: v[:4] for k, v in batch.items()}
+    keys = jax.random.split(jax.random.key(1), 2000)
+    first = np.asarray(jax.vmap(lambda k: objective.inputs(k, few)["t"])(keys))[:, 0]
+    np.testing.assert_allclose(np.quantile(first, at), quantile(at), atol=4 * np.sqrt(0.25 / 2000))
+
+
+def test_unknown_names_are_the_users_errors():
+    with pytest.raises(UserError, match=r"objective.time 'logit-normal'.*nearest: 'logit_normal'"):
+        Objective("logit-normal", 0.1)
+    with pytest.raises(UserError, match=r"sampler 'huen'.*nearest: 'heun'"):
+        Objective("uniform", 0.1).sample(velocity, jax.random.key(0), {"label": jnp.zeros(1, int)}, SHAPE, method="huen")

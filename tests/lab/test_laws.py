@@ -1,0 +1,168 @@
+"""Fits and transfer statistics on planted truths."""
+
+import numpy as np
+import pytest
+
+from lab.laws import power
+from lab.laws.power import Law, fit, holdout
+from lab.laws.transfer import loss_at, optimum, transfer
+
+COMPUTE = 10.0 ** np.arange(12, 20)
+LAW = Law(0.3, 1.0e4, 0.32)
+
+
+@pytest.mark.parametrize("law", [LAW, Law(1.2, 40.0, 0.1), Law(0.05, 3.0e5, 0.5)])
+def test_a_planted_law_with_a_floor_is_recovered(law):
+    found = fit(COMPUTE, law(COMPUTE))
+    assert found.exponent == pytest.approx(law.exponent, rel=1e-3)
+    assert found.floor == pytest.approx(law.floor, rel=1e-3)
+    assert found.scale == pytest.approx(law.scale, rel=0.02)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 8])
+def test_a_planted_law_without_a_floor_is_recovered(n):
+    law = Law(0.0, 50.0, 0.12)
+    found = fit(COMPUTE[:n], law(COMPUTE[:n]))
+    assert found.exponent == pytest.approx(0.12, rel=5e-3)
+    np.testing.assert_allclose(found(COMPUTE), law(COMPUTE), rtol=0.01)
+    if n < 5:
+        assert found.floor == 0
+
+
+def test_the_fit_is_blind_to_the_units_of_compute_and_scales_with_the_loss():
+    y = LAW(COMPUTE) * np.exp(0.01 * np.random.default_rng(0).normal(size=8))
+    plain, other = fit(COMPUTE, y), fit(COMPUTE * 1e-12, 5 * y)
+    np.testing.assert_allclose(other(COMPUTE * 1e-12), 5 * plain(COMPUTE), rtol=1e-3)
+    assert other.exponent == pytest.approx(plain.exponent, rel=1e-2)
+
+
+def test_one_outlier_moves_a_huber_fit_little():
+    y = LAW(COMPUTE)
+    y[3] *= 1.2
+    np.testing.assert_allclose(np.delete(fit(COMPUTE, y)(COMPUTE), 3), np.delete(LAW(COMPUTE), 3), rtol=0.02)
+
+
+def test_holdout_foretells_a_law_and_not_a_break_in_it():
+    order = np.random.default_rng(0).permutation(8)
+    y = LAW(COMPUTE)
+    told = holdout(COMPUTE[order], y[order])  # whatever the order
+    assert abs(told.error) < 2e-3
+    assert told.measured == y[-1]
+    y[-1] *= 1.25  # the largest rung is worse than the law
+    broken = holdout(COMPUTE[order], y[order])
+    assert broken.predicted == pytest.approx(told.predicted)
+    assert broken.error == pytest.approx(1 / 1.25 - 1, abs=5e-3)
+
+
+def test_impossible_points_are_refused():
+    for c, y in (([1e3], [1.0]), ([0.0, 1e3], [1.0, 1.0]), ([1e3, 1e4], [1.0, -1.0])):
+        with pytest.raises(ValueError, match="power law needs"):
+            fit(np.array(c), np.array(y))
+    with pytest.raises(ValueError, match="three rungs"):
+        power.holdout(np.array([1e3, 1e4]), np.array([1.0, 0.9]))
+
+
+def parabola(x, at, height=0.5, curve=0.02):
+    """Loss of a learning rate 2^x with its optimum at `at`."""
+    return height + curve * (x - at) ** 2
+
+
+def test_the_optimum_of_a_parabola_is_exact_in_any_order():
+    x = np.arange(-9.0, -2)
+    for at in (-6.0, -5.6, -4.51):
+        order = np.random.default_rng(0).permutation(len(x))
+        best = optimum(x[order], parabola(x, at)[order])
+        assert best.log2_lr == pytest.approx(at)
+        assert best.loss == pytest.approx(0.5)
+        assert best.edge is None
+
+
+def test_an_optimum_at_an_edge_or_beside_a_diverged_trial_is_flagged():
+    x = np.arange(-9.0, -2)
+    y = parabola(x, -1.0)
+    assert optimum(x, y)[::2] == (-3.0, "high")
+    assert optimum(x, parabola(x, -12.0))[::2] == (-9.0, "low")
+    cut = parabola(x, -4.6)
+    cut[x > -5] = np.nan  # the edge of stability lies before the optimum
+    assert optimum(x, cut)[::2] == (-5.0, "high")
+    far = parabola(x, -6.3)
+    far[x > -5] = np.nan  # divergence beyond a neighbour bounds nothing
+    assert optimum(x, far).edge is None
+    assert optimum(x, far).log2_lr == pytest.approx(-6.3)
+    none = optimum(x, np.full(7, np.inf))
+    assert np.isnan(none.log2_lr)
+    assert np.isnan(none.loss)
+
+
+def test_the_loss_between_points_follows_the_curve_and_is_infinite_where_it_diverged():
+    x = np.arange(-9.0, -2)
+    y = parabola(x, -6.0)
+    assert loss_at(x, y, -7.0) == pytest.approx(y[2])
+    assert loss_at(x, y, -7.5) == pytest.approx(parabola(-7.5, -6.0), abs=0.01)
+    assert loss_at(x, y, 5.0) == pytest.approx(y[-1])
+    y[-2:] = np.nan
+    assert loss_at(x, y, -4.5) == np.inf
+    assert loss_at(x, y, -3.0) == np.inf
+    assert loss_at(x, y, -5.0) == pytest.approx(y[4])
+
+
+def ladder(drift, seeds=1, noise=0.0, seed=0, limit=None):
+    """Trials of four rungs, the optimum moving `drift` octaves from first to last; each seed has an optimum of its own."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for s in range(seeds):
+        own = noise * rng.normal(size=4)
+        for i, width in enumerate((32, 64, 128, 256)):
+            at = -6 + drift * i / 3 + own[i]
+            for x in np.arange(-12.0, 1):
+                loss = parabola(x, at, height=0.5 / (i + 1))
+                rows.append((width, x, np.nan if limit is not None and x > limit - i else loss, s))
+    return map(np.array, zip(*rows, strict=True))
+
+
+@pytest.mark.parametrize("drift", [0.0, -3.0, 2.4, -0.3])
+def test_a_planted_drift_is_measured_in_octaves(drift):
+    t = transfer(*ladder(drift))
+    assert t.rungs == [32, 64, 128, 256]
+    assert t.drift == pytest.approx(drift, abs=1e-6)
+    assert t.slope == pytest.approx(drift / 3, abs=1e-6)
+    # the smallest rung's optimum used at the largest costs the parabola's height there
+    assert t.penalty == pytest.approx(0.02 * drift**2 / 0.125, abs=0.01)
+    assert t.stays == (abs(drift) <= 0.5)
+    assert not t.bounded
+    assert t.drift_interval is None  # one seed gives no interval
+
+
+def test_a_ladder_cut_by_divergence_is_marked_as_bounded():
+    t = transfer(*ladder(0.0, limit=-4.5))  # the stability edge falls an octave a rung, below the optimum at the end
+    assert t.bounded
+    assert t.optima[-1].edge == "high"
+    assert t.penalty == np.inf
+    assert not transfer(*ladder(0.0, limit=-1.0)).bounded
+
+
+def test_a_learning_rate_at_which_one_seed_diverged_counts_as_diverged():
+    rung, x, loss, seed = ladder(0.0, seeds=3)
+    loss[(rung == 256) & (x == -5) & (seed == 1)] = np.nan
+    assert transfer(rung, x, loss, seed, draws=2).optima[-1].edge == "high"
+
+
+def test_bootstrap_intervals_over_seeds_cover_the_planted_drift():
+    hits, widths, trials, seeds = 0, [], 60, 10
+    for n in range(trials):
+        t = transfer(*ladder(-1.0, seeds=seeds, noise=0.3, seed=n), draws=60)
+        low, high = t.drift_interval
+        hits += low <= -1.0 <= high
+        widths.append(high - low)
+    # nominal 0.9; the percentile bootstrap of ten seeds gives up some of it; three binomial deviations below 0.85
+    assert hits / trials > 0.85 - 3 * np.sqrt(0.85 * 0.15 / trials)
+    assert hits < trials  # and it is not simply wide
+    # twice 1.645 standard errors of the difference of two optima
+    assert np.mean(widths) == pytest.approx(2 * 1.645 * 0.3 * np.sqrt(2 / seeds), rel=0.3)
+
+
+def test_the_interval_resamples_whole_seeds():
+    same = transfer(*ladder(-1.0, seeds=4), draws=20)  # seeds that agree leave no doubt
+    np.testing.assert_allclose(same.drift_interval, -1.0, atol=1e-6)
+    assert same.seeds == 4
+    assert transfer(*ladder(-1.0, seeds=2)).drift_interval is None

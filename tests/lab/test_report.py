@@ -1,0 +1,246 @@
+"""A report recovers what was planted in records, says so whichever way it comes out, and degrades without a crash."""
+
+import csv
+import re
+import subprocess
+import sys
+
+import numpy as np
+import planted
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from lab import record, report
+from lab.errors import UserError
+
+FIGURES = {"loss_against_rate", "drift", "loss_against_flops", "training", "samples"}
+TABLES = {"transfer", "optima", "laws", "run_times", "trials"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A planted study of two arms and four widths with a diverged trial, and its report."""
+    folder = planted.study(tmp_path_factory.mktemp("planted"), diverged={("standard", 256, -4)})
+    return folder, report.report(folder)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Figures are drawn in full but coarse, and no fonts are embedded: where what matters is that nothing fails."""
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, target, format=None: save(self, target, format="png", dpi=30))
+
+
+def rows(folder, name):
+    """A table of a report."""
+    with (folder / "tables" / f"{name}.csv").open() as f:
+        return list(csv.DictReader(f))
+
+
+def test_planted_drift_and_penalty_are_recovered(made):
+    transfers = {r["arm"]: r for r in rows(made[0], "transfer")}
+    for arm, drift in (("standard", -3.0), ("mup", 0.0)):
+        assert float(transfers[arm]["drift_octaves"]) == pytest.approx(drift, abs=0.1)
+        penalty = 100 * planted.CURVE * drift**2 / planted.best(256)
+        assert float(transfers[arm]["penalty_percent"]) == pytest.approx(penalty, abs=0.1)
+    assert float(transfers["standard"]["octaves_per_doubling"]) == pytest.approx(-1.0, abs=0.05)
+    assert [t["stays_put"] for t in transfers.values()] == ["no", "yes"]
+
+
+def test_optima_and_law_are_recovered(made):
+    optima = {(r["arm"], int(r["width"])): r for r in rows(made[0], "optima")}
+    assert len(optima) == 8
+    for (arm, width), r in optima.items():
+        at = -6.0 - np.log2(width / 32) * (arm == "standard")
+        assert float(r["log2_lr"]) == pytest.approx(at, abs=0.05)
+        assert float(r["loss"]) == pytest.approx(planted.best(width), rel=1e-3)
+    for r in rows(made[0], "laws"):
+        assert float(r["exponent"]) == pytest.approx(planted.EXPONENT, rel=0.01)
+        assert abs(float(r["error_percent"])) < 0.1
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_conclusion_flips_with_the_truth(tmp_path, flip):
+    drift = {"standard": 0.0, "mup": -3.0} if flip else {"standard": -3.0, "mup": 0.0}
+    said = report.headline(planted.study(tmp_path, drift)).splitlines()
+    assert len(said) == 3
+    for line, arm in zip(said, ("standard", "mup"), strict=False):
+        moves = drift[arm] != 0
+        assert line.startswith(f"{arm}: {'no' if moves else 'yes'}, the best learning rate {'moves' if moves else 'stays put'}")
+        assert f"{drift[arm]:+.2f} octaves" in line or not moves
+    assert f"|drift| of standard minus |drift| of mup: {'-' if flip else '+'}3.00 octaves" in said[2]
+    assert "One seed: no interval." in said[2]
+
+
+def test_every_trial_is_listed_the_diverged_ones_too(made):
+    trials = rows(made[0], "trials")
+    assert len(trials) == 64
+    (gone,) = [t for t in trials if t["state"] == "diverged"]
+    assert (gone["trial"], gone["loss"]) == ("standard-256--4-0", "nan")
+    assert "64: 63 done, 1 diverged" in made[1].read_text()
+
+
+def test_the_page_is_whole_and_stands_alone(made):
+    folder, page = made
+    text = page.read_text()
+    assert page == folder / "report.html"
+    assert {p.stem for p in (folder / "figures").glob("*.png")} == {p.stem for p in (folder / "figures").glob("*.pdf")} == FIGURES
+    assert {p.stem for p in (folder / "tables").glob("*.csv")} == TABLES
+    assert "<script" not in text
+    assert len(re.findall(r'src="data:image/png;base64,', text)) == len(re.findall("src=", text)) == len(FIGURES)
+    assert "Planted: &lt;yes&gt; &amp; no." in text
+    for line in report.headline(folder).splitlines():
+        assert line in text
+    for fact in ("20.25", "1 x cpu", "2 x multiply-adds of every dot", "500 training and 64 held-out", "def get_config", "1 seed(s)"):
+        assert fact in text, fact
+
+
+def test_three_seeds_give_intervals_that_cover_the_truth(tmp_path):
+    folder = planted.study(tmp_path, seeds=(0, 1, 2), noise=0.15)
+    f = report.find(folder)
+    said = "\n".join(report.conclusion(f))
+    assert "no interval" not in said
+    assert said.count("90% interval") == 5  # drift and penalty of two arms, and the difference of drifts
+    for r, drift in zip(report.tables(folder, f)["transfer"], (-3.0, 0.0), strict=True):
+        assert r["drift_low"] - 0.2 < drift < r["drift_high"] + 0.2
+        assert r["penalty_low"] <= r["penalty_percent"] <= r["penalty_high"]
+        assert r["seeds"] == 3
+    value, interval = f.difference
+    assert interval[0] <= value <= interval[1]
+    assert value == pytest.approx(3.0, abs=0.5)
+
+
+def test_two_seeds_are_too_few(tmp_path):
+    assert "2 seeds: too few for an interval." in report.headline(planted.study(tmp_path, seeds=(0, 1)))
+
+
+@pytest.mark.parametrize(
+    ("exponents", "drift", "answer", "bound", "said"),
+    [
+        (range(-8, -3), -3.0, "no", "at most", "a bound, at most this"),  # the widest is best at -9, below all rates tried
+        (range(-6, -3), 0.0, "undecided", "unknown", "not known, for optima are"),  # best at the lowest rate everywhere
+        (range(-10, -4), 2.0, "no", "at least", "a bound, at least this"),
+    ],
+)
+def test_an_optimum_at_the_edge_makes_drift_a_bound(tmp_path, exponents, drift, answer, bound, said):
+    (line, _) = report.headline(planted.study(tmp_path, {"mup": drift}, exponents=exponents)).splitlines()
+    assert line.startswith(f"mup: {answer}")
+    assert said in line
+    assert report.tables(tmp_path, report.find(tmp_path))["transfer"][0]["bound"] == bound
+
+
+def test_a_widest_rung_that_diverges_everywhere_is_undecided(tmp_path, quick):
+    folder = planted.study(tmp_path, {"mup": 0.0}, diverged={("mup", 256, k) for k in range(-11, -3)})
+    report.report(folder)
+    assert report.headline(folder).startswith("mup: undecided, every trial at width 256 diverged.")
+
+
+def test_using_the_narrowest_rate_where_it_diverges_is_said(tmp_path):
+    folder = planted.study(tmp_path, {"standard": -3.0}, diverged={("standard", 256, k) for k in (-7, -6, -5, -4)})
+    assert "the rate that is best at 32 diverges." in report.headline(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (dict(missing=(256,)), r"from width 32 to 128;.*Unfinished: 16 of 64 trials"),
+        (dict(missing=planted.WIDTHS), "No trial has reached its last step"),
+        (dict(widths=(32,)), "Best eval_loss: standard 1.0000 .*Transfer needs several sizes"),
+        (dict(widths=(32, 64)), "mup: yes"),
+        (dict(exponents=(-6,)), "Best eval_loss: .*width 256.*Transfer needs"),
+        (dict(drift={"mup": 0.0}), r"mup: yes.*\nOne seed: no interval"),
+        (dict(drift={"standard": -3.0, "mup": 0.0, "other": 1.0}), "other: no"),
+        (dict(diverged={("mup", w, k) for w in planted.WIDTHS for k in range(-11, -3)}), "mup: every finished trial diverged"),
+        (dict(diverged={(a, w, k) for a in ("standard", "mup") for w in planted.WIDTHS for k in range(-11, -3)}), "every finished trial"),
+    ],
+)
+def test_an_incomplete_study_is_reported_without_a_crash(tmp_path, quick, changes, said):
+    folder = planted.study(tmp_path, **changes)
+    page = report.report(folder)
+    text = report.headline(folder)
+    assert re.search(said, text, re.DOTALL), text
+    assert len(text.splitlines()) <= 3
+    assert len(rows(folder, "trials")) == len(record.read_study(folder)["trials"])
+    assert page.stat().st_size > 2000
+
+
+def test_seeds_that_have_not_reached_the_widest_rung_wait(tmp_path):
+    folder = planted.study(tmp_path, seeds=(0, 1, 2), noise=0.1)
+    for done in ("rows.parquet", "done.json"):
+        (folder / "width256" / done).unlink()
+    w = record.Writer(folder / "width256")
+    study = record.read_study(folder)["trials"]
+    mine = [(i, t) for i, t in study.items() if t["point"]["model.width"] == 256 and t["seed"] == 1]
+    last = {"seed": 1, "step": 40, "attempt": 1, "flops": 6.4e10, "diverged": False, "eval_loss": 0.7}
+    w.append([{"trial": i, "arm": t["arm"]} | last for i, t in mine])
+    w.close()
+    text = report.headline(folder)
+    assert "from width 32 to 256" in text
+    assert "One seed: no interval. Unfinished: 32 of 192" in text
+
+
+def test_a_second_swept_setting_makes_arms_and_no_averages(tmp_path):
+    folder = planted.study(tmp_path, {"mup": 0.0})
+    study = record.read_study(folder)
+    for i, t in list(study["trials"].items()):
+        t["point"]["optim.b1"] = 0.9 if int(i.split("-")[3]) % 2 else 0.8
+    study["swept"].append("optim.b1")
+    record.write_json(folder / "study.json", study)
+    assert set(report.find(folder).transfers) == {"mup, b1 0.8", "mup, b1 0.9"}
+
+
+def test_the_ladder_is_a_size_of_the_model_before_one_of_training():
+    def study(*points):
+        return {"trials": {str(i): {"point": p} for i, p in enumerate(points)}}
+
+    assert report.ladder(study({"model.width": 32, "optim.lr": 0.1}, {"model.width": 64, "optim.lr": 0.2})) == "model.width"
+    both = [{"model.depth": d, "train.steps": s} for d, s in ((2, 10), (4, 20), (4, 30))]
+    assert report.ladder(study(*both)) == "model.depth"
+    assert report.ladder(study({"train.batch": 8}, {"train.batch": 16})) == "train.batch"
+    assert report.ladder(study({"optim.lr": 0.1, "seed": 0, "optim.b1": 0.9}, {"optim.lr": 0.2, "seed": 1, "optim.b1": 0.8})) is None
+
+
+def test_a_report_can_go_elsewhere_and_says_where_it_cannot(tmp_path, quick):
+    folder = planted.study(tmp_path / "study", widths=(32, 64))
+    before = sorted(folder.rglob("*"))
+    assert report.report(folder, tmp_path / "elsewhere").parent == tmp_path / "elsewhere"
+    assert sorted(folder.rglob("*")) == before
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written .*--out"):
+        report.report(folder, tmp_path / "file")
+    with pytest.raises(UserError, match="not a study"):
+        report.report(tmp_path)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("n", [1, 5, 19])
+def test_a_grid_of_samples_with_names(tmp_path, n, channels):
+    images = np.random.default_rng(0).integers(0, 256, (n, 8, 8, channels), np.uint8)
+    path = tmp_path / "new" / "samples.png"
+    report.grid(images, ["a name that is rather long"] * n, path)
+    with Image.open(path) as picture:
+        assert np.asarray(picture.convert("RGB")).std() > 10
+
+
+def test_a_grid_that_cannot_be_written_is_the_users_mistake(tmp_path):
+    images = np.zeros((2, 8, 8, 1), np.uint8)
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "samples.png", tmp_path / "samples.nonsense", tmp_path):
+        with pytest.raises(UserError, match="--out="):
+            report.grid(images, ["a", "b"], path)
+
+
+def test_it_runs_where_jax_is_not_installed(tmp_path):
+    folder = planted.study(tmp_path, widths=(32, 64))
+    code = f"""
+import sys
+sys.modules["jax"] = None
+from lab import record, report
+from lab.laws import power, transfer
+report.report({str(folder)!r})
+assert not [m for m in sys.modules if m.split(".")[0] in ("jaxlib", "flax", "optax", "orbax", "grain")]
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "report.html").exists()

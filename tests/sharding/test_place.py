@@ -1,0 +1,142 @@
+"""Placement by names: the rules, and that a sharded program computes what the plain one does."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from jax.sharding import PartitionSpec
+
+from sharding import mesh as meshes
+from sharding.place import spec
+
+MESH = SimpleNamespace(shape={"data": 4, "tensor": 2})  # `spec` reads nothing else of a mesh
+RULES = {"batch": "data", "embed": "tensor", "mlp": "tensor", "heads": "tensor", "vocab": "data"}
+
+
+@pytest.mark.parametrize(
+    "names, shape, want",
+    [
+        (("batch", "embed"), (8, 6), ("data", "tensor")),
+        (("embed", "mlp"), (6, 8), ("tensor", None)),  # the first use of a mesh axis wins
+        (("mlp", "embed"), (8, 6), ("tensor", None)),
+        (("embed", "mlp"), (7, 8), (None, "tensor")),  # 7 is not divided by 2, so the axis is still free
+        (("batch",), (6,), (None,)),
+        (("batch", "vocab"), (4, 4), ("data", None)),
+        (("layers", "embed"), (3, 2), (None, "tensor")),  # no rule: replicated
+        (("3", "embed", "heads"), (3, 4, 2), (None, "tensor", None)),
+        ((), (), ()),
+        (("batch",), (0,), ("data",)),
+    ],
+)
+def test_rules_first_use_and_sizes_that_do_not_divide(names, shape, want):
+    assert spec(names, shape, MESH, RULES) == PartitionSpec(*want)
+    assert spec(names, shape, MESH, {}) == PartitionSpec(*[None] * len(names))
+
+
+def test_a_rule_for_an_unknown_mesh_axis_names_both():
+    with pytest.raises(ValueError, match=r"run.rules.embed='tensr' is not an axis of run.mesh; its axes: data, tensor"):
+        spec(("embed",), (4,), MESH, {"embed": "tensr"})
+
+
+def test_names_and_shapes_must_be_of_one_rank():
+    with pytest.raises(ValueError, match="zip"):
+        spec(("embed",), (4, 4), MESH, RULES)
+
+
+def test_a_mesh_that_does_not_cover_the_devices_is_refused():
+    for sizes in ({"data": 3}, {"data": -1, "tensor": -1}, {"data": -1, "tensor": 3}):
+        with pytest.raises(ValueError, match=r"run.mesh=.* does not cover 4 devices"):
+            meshes.mesh(sizes, devices=[None] * 4)
+
+
+# the number of devices is fixed when jax is imported, so what needs four of them runs in a process of its own
+PROGRAM = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import jax, jax.numpy as jnp, numpy as np, small
+from lab import axes
+from lab.population import Population
+from lab.study import held_out
+
+source, out = small.Source(), {"devices": jax.device_count()}
+points = [{"seed": 0}, {"seed": 1}]
+
+def population(mesh, rules):
+    group = small.trials(points, **{"run.mesh": mesh, "run.rules": rules, "optim.lr": 2.0**-8})
+    for t, p in zip(group, points):
+        t.config["seed"] = p["seed"]
+    return Population(group, source, held_out(group[0].config, source))
+
+def used(x):
+    # {dim: mesh axis} of an array
+    return {str(i): axis for i, axis in enumerate(x.sharding.spec) if axis}
+
+rules = {"batch": "data", "embed": "tensor", "heads": "tensor", "mlp": "tensor"}
+states, losses, judged = [], [], []
+for mesh in ({}, {"data": 2, "tensor": 2}):
+    pop = population(mesh, rules)
+    state = jax.block_until_ready(pop.init())
+    first = jax.device_get([axes.values(state.params), axes.values(state.ema)])
+    where = {n: used(w.get_value()) for n, w in axes.weights(state.params).items()} if mesh else {}
+    pop.compile(state)
+    seen = []
+    for n in range(2):
+        batches = [small.batch(16, 10 * s + n, source) for s in pop.seeds]
+        batch = pop.put({k: np.stack([b[k] for b in batches]) for k in batches[0]})
+        if mesh:
+            out["batch"] = used(batch["image"])
+        state, values = jax.block_until_ready(pop.step(state, pop.hyper, batch))
+        seen.append(np.asarray(values["loss"]).tolist())
+    states.append((first, jax.device_get(axes.values(state.params))))
+    losses.append(seen)
+    judged.append({k: np.asarray(v).tolist() for k, v in pop.evaluate(state).items()})
+
+def gap(a, b):
+    return max(float(np.max(np.abs(x - y))) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+out |= {"init": gap(states[0][0], states[1][0]), "weights": gap(states[0][1], states[1][1]), "where": where}
+out |= {"losses": losses, "judged": judged}
+print(json.dumps(out))
+"""
+
+
+@pytest.fixture(scope="module")
+def sharded():
+    here = Path(__file__).resolve().parents[1]
+    # without optimisation XLA compiles in less than half the time
+    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(PROGRAM), str(here)],
+        **dict(env=env, cwd=here.parent, capture_output=True, text=True, timeout=300, check=False),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_sharded_init_is_the_plain_one(sharded):
+    assert sharded["devices"] == 4
+    assert sharded["init"] <= 1e-6
+
+
+def test_the_weights_and_the_batch_lie_where_the_rules_say(sharded):
+    where = sharded["where"]
+    assert where["blocks.mlp.up.kernel"] == {"2": "tensor"}  # trials, layers, embed, mlp: embed comes first
+    assert where["readout"] == {"1": "tensor"}
+    assert where["blocks.attention.qkv_bias"] == {"3": "tensor"}  # trials, layers, 3, heads, head_dim
+    assert where["readout_bias"] == {}
+    assert sharded["batch"] == {"1": "data"}
+
+
+def test_sharded_steps_are_the_plain_ones(sharded):
+    plain, split = sharded["losses"]
+    for a, b in zip(plain, split, strict=True):
+        assert b == pytest.approx(a, rel=1e-5)
+    assert sharded["weights"] < 1e-4
+    for k, v in sharded["judged"][0].items():
+        assert sharded["judged"][1][k] == pytest.approx(v, rel=1e-5)

@@ -1,0 +1,187 @@
+"""The house stands: files import from lower floors only, analysis runs without jax, experiments are short and whole."""
+
+import ast
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from lab.study import load
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# floor of every file or folder; the first prefix that fits counts. find.py and errors.py stand in the cellar: all may use them
+FLOORS = {
+    "lab.cli": 9,
+    "lab.report": 8,
+    "lab.plan": 8,
+    "lab.audit": 8,
+    "lab.study": 7,
+    "lab.figures": 7,  # drawn by report from records and laws
+    "lab.population": 6,
+    "lab.train": 5,
+    "lab.optim": 4,
+    "lab.evals": 4,
+    "lab.models": 3,
+    "lab.objectives": 3,
+    "lab.transforms": 3,
+    "lab.tokenizers": 3,
+    "lab.layers": 2,
+    "lab.cost": 2,
+    "lab.probe": 2.5,  # walks with cost.inner
+    "lab.axes": 1,
+    "lab.checkpoint": 1,
+    "lab.log": 1,
+    "lab.parametrization": 0,
+    "lab.data": 0,
+    "lab.record": 0,
+    "lab.laws": 0,
+    "sharding": 0,
+    "lab.find": -1,
+    "lab.errors": -2,
+}
+ALLOWED = {("lab.data", "lab.log")}  # one console for all progress, whoever draws it
+EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.py"))
+FILES = sorted(p for folder in ("lab", "sharding") for p in (ROOT / folder).rglob("*.py"))
+
+
+def module(path):
+    """lab/axes.py -> lab.axes, lab/data/icons/__init__.py -> lab.data.icons."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def room(name):
+    """The entry of FLOORS that holds a module."""
+    return next((f for f in FLOORS if name == f or name.startswith(f + ".")), None)
+
+
+def imports(path):
+    """Modules of the house that a file imports, anywhere in it."""
+    known = {module(p) for p in FILES}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.split(".")[0] in ("lab", "sharding"))
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ("lab", "sharding"):
+            for a in node.names:
+                full = f"{node.module}.{a.name}"
+                yield full if full in known or node.module == "lab" else node.module
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: a relative import hides the floor"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_a_file_imports_from_lower_floors_only(path):
+    name = module(path)
+    if name == "lab":
+        assert not list(imports(path))
+        return
+    mine = room(name)
+    assert mine, f"{name} stands on no floor; give it one here and in docs/design.md"
+    for other in imports(path):
+        theirs = room(other)
+        below = theirs and (FLOORS[theirs] < FLOORS[mine] or theirs == mine)
+        assert below or (mine, theirs) in ALLOWED, f"{name} (floor {FLOORS[mine]}) imports {other} (floor {FLOORS.get(theirs)})"
+
+
+def test_sharding_knows_no_flax_and_no_lab():
+    for path in (ROOT / "sharding").rglob("*.py"):
+        text = path.read_text()
+        assert not [m for m in imports(path) if m.startswith("lab")]
+        assert "flax" not in {n.split(".")[0] for n in outside(text)}
+
+
+def outside(text):
+    """Every imported module's full name."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+@pytest.mark.parametrize("folder", ["layers", "models", "objectives"])
+def test_the_core_imports_its_five_packages_only(folder):
+    core = {"jax", "flax", "optax", "einops", "numpy", "lab", "math", "collections", "dataclasses", "typing", "functools"}
+    for path in [*(ROOT / "lab" / folder).rglob("*.py"), *(ROOT / "lab" / f"{f}.py" for f in ("axes", "cost", "train", "optim"))]:
+        assert {n.split(".")[0] for n in outside(path.read_text())} <= core, path
+
+
+def test_layers_hold_no_parametrization_and_nothing_looks_at_ranks_or_paths_of_weights():
+    for path in (ROOT / "lab" / "layers").rglob("*.py"):
+        assert "parametrization" not in path.read_text()
+
+
+def test_analysis_runs_where_jax_is_not_installed():
+    names = [
+        n
+        for n in ("lab.laws.power", "lab.laws.transfer", "lab.record", "lab.figures", "lab.report", "lab.cli")
+        if importlib.util.find_spec(n)
+    ]
+    code = f"""
+import sys, importlib
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("jax", "jaxlib", "flax", "optax", "orbax", "grain"):
+            raise ModuleNotFoundError(f"blocked: {{name}}", name=name)
+sys.meta_path.insert(0, Block())
+try:
+    import jax
+except ModuleNotFoundError:
+    print("blocked")
+for name in {names}:
+    importlib.import_module(name)
+assert not any(m.split(".")[0] in ("jax", "flax") for m in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "blocked"
+    assert len(names) >= 4
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
+def test_an_experiment_is_short_data_with_a_question_that_builds(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 40
+    assert {n.split(".")[0] for n in outside(text)} <= {"ml_collections"}
+    assert ast.get_docstring(ast.parse(text)).splitlines()[0].rstrip().endswith("?")
+    experiment = load(str(path))
+    assert experiment.points
+    for config in corners(experiment):
+        program, batch = build(config)
+        loss = jax.eval_shape(program.loss, described(program), jax.eval_shape(lambda: jax.random.key(0)), batch)
+        assert loss.shape == (2,)
+
+
+def corners(experiment):
+    """The config at one point of every size and part that the sweep visits; what is traced makes no other program."""
+    from lab.study import expand, shape_key
+
+    return {shape_key(t): t.config for t in expand(experiment, "")}.values()
+
+
+def described(program):
+    from lab.population import described
+
+    return described(program)
+
+
+def build(config):
+    """(program, shapes of two examples); icons and folders of pictures are 16 pixels, grey, unless the config says so."""
+    import numpy as np
+
+    from lab.population import build
+
+    side, channels = config["data"].get("size", 16), config["data"].get("channels", 1)
+    classes = len(config["data"].get("sets", ())) or 10
+    shapes = {
+        "image": jax.ShapeDtypeStruct((2, side, side, channels), np.uint8),
+        "label": jax.ShapeDtypeStruct((2,), np.int32),
+    }
+    return build(config, {"image": side, "channels": channels, "classes": classes}), shapes
+
+
+def test_the_house_has_an_experiment():
+    assert EXPERIMENTS
