@@ -361,7 +361,7 @@ def _facts(folder: Path, f: Findings) -> dict[str, str]:
         "Trials": f"{len(f.trials)}: " + ", ".join(f"{n} {k}" for k, n in counts.items() if n),
         "Data": data + (f", {sizes}" if sizes else "") + (f" ({s['data']['origin']})" if s["data"].get("origin") else ""),
         "Evaluation": f"{f.metric}, on one fixed set of at most {config['eval']['examples']:,} held-out examples, times and noise",
-        "Optimum": "vertex of the parabola through the best rate tried and its neighbours, in log2 learning rate, on the mean over seeds",
+        "Optimum": "lowest point of Akima's interpolant between the neighbours of the best rate tried, in log2 learning rate, on the mean over seeds",
         "Drift": f"log2 best rate at the largest size minus that at the smallest; up to {STAYS:g} octaves counts as staying put",
         "Law": "loss = floor + scale x FLOPs^-exponent, Huber loss on log residuals; with fewer than five sizes the floor is zero",
     }

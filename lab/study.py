@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -133,13 +134,16 @@ def _apply(config: ConfigDict, overrides: Iterable[str], points: list[dict], swe
         flat = _flatten(config.to_dict())
         if key not in flat:
             raise unknown("config key", key, flat)
-        holder = flags.FlagValues()
+        holder, argv = flags.FlagValues(), sys.argv
         config_flags.DEFINE_config_dict("config", config, flag_values=holder)
         try:
-            holder(["lab", f"--config.{key}={value}"])
+            sys.argv = ["lab", f"--config.{key}={value}"]  # where config_flags looks for the overrides
+            holder(sys.argv)
         except Exception as e:
             kind = type(flat[key]).__name__
             raise UserError(f"config key {key}={value!r} is not valid; expected {kind} such as {flat[key]!r}") from e
+        finally:
+            sys.argv = argv
         if key in swept:
             new = _flatten(config.to_dict())[key]
             have = sorted({p[key] for p in points if key in p})

@@ -29,8 +29,8 @@ def fit(compute: np.ndarray, loss: np.ndarray, delta: float = 1e-3) -> Law:
     middle = np.exp(np.mean(np.log(c)))  # centred, so scale and exponent are nearly independent
 
     def residual(p):
-        floor = np.exp(p[2]) if len(p) == 3 else 0.0
-        return np.log(floor + np.exp(p[0] - p[1] * np.log(c / middle))) - np.log(y)
+        excess = p[0] - p[1] * np.log(c / middle)
+        return (np.logaddexp(p[2], excess) if len(p) == 3 else excess) - np.log(y)
 
     level, best = np.mean(np.log(y)), None
     floors = [np.log(y.min() * share) for share in (0.1, 0.5, 0.9)] if len(c) >= 5 else [None]

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy.interpolate import PchipInterpolator
+from scipy.interpolate import Akima1DInterpolator
 
 STAYS = 0.5  # octaves: a best learning rate that moves less over the whole ladder stays put
 
@@ -16,14 +16,25 @@ class Optimum(NamedTuple):
     edge: str | None
 
 
+def _curve(log2_lr: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray, Akima1DInterpolator | None]:
+    """Points in order of the rate, and Akima's interpolant through the finite ones; None where fewer than three are finite.
+
+    Akima's curve is exact on a parabola and, unlike a fitted one, does not overshoot where a neighbour lies up a cliff
+    (Porian et al., arXiv 2406.19146, read optima off it too).
+    """
+    order = np.argsort(log2_lr)
+    x, y = np.asarray(log2_lr, float)[order], np.asarray(loss, float)[order]
+    good = np.isfinite(y)
+    return x, y, Akima1DInterpolator(x[good], y[good]) if good.sum() > 2 else None
+
+
 def optimum(log2_lr: np.ndarray, loss: np.ndarray) -> Optimum:
-    """Vertex of the parabola through the best point and its neighbours, in log2 learning rate.
+    """Lowest point of the interpolated curve between the best point's neighbours, in log2 learning rate.
 
     A diverged trial (non-finite loss) is censored: it bounds the optimum from above but has no height, so when the best
     point's neighbour diverged, or there is none, the best point itself is the optimum and `edge` says so.
     """
-    order = np.argsort(log2_lr)
-    x, y = np.asarray(log2_lr, float)[order], np.asarray(loss, float)[order]
+    x, y, curve = _curve(log2_lr, loss)
     y = np.where(np.isfinite(y), y, np.inf)
     if not np.isfinite(y).any():
         return Optimum(np.nan, np.nan, None)
@@ -31,28 +42,22 @@ def optimum(log2_lr: np.ndarray, loss: np.ndarray) -> Optimum:
     low, high = i == 0 or not np.isfinite(y[i - 1]), i == len(x) - 1 or not np.isfinite(y[i + 1])
     if low or high:
         return Optimum(x[i], y[i], "high" if high else "low")
-    a, b, c = np.polyfit(x[i - 1 : i + 2] - x[i], y[i - 1 : i + 2], 2)
-    if a <= 0:  # three equal points: nothing to choose between them
-        return Optimum(x[i], y[i], None)
-    at = np.clip(-b / (2 * a), x[i - 1] - x[i], x[i + 1] - x[i])
-    return Optimum(x[i] + at, a * at**2 + b * at + c, None)
+    fine = np.linspace(x[i - 1], x[i + 1], 513)
+    at = int(np.argmin(curve(fine)))
+    return Optimum(float(fine[at]), float(curve(fine[at])), None)
 
 
 def loss_at(log2_lr: np.ndarray, loss: np.ndarray, at: float) -> float:
-    """Loss of a rung's curve at a learning rate between its points, by monotone interpolation; infinite where it diverged.
+    """Loss of a rung's curve at a learning rate between its points, on the interpolated curve; infinite where it diverged.
 
     Outside the points tried the curve is continued by its end point, which understates the loss there.
     """
-    order = np.argsort(log2_lr)
-    x, y = np.asarray(log2_lr, float)[order], np.asarray(loss, float)[order]
+    x, y, curve = _curve(log2_lr, loss)
     at = float(np.clip(at, x[0], x[-1]))
     near = (x >= x[x <= at].max()) & (x <= x[x >= at].min())
     if not np.isfinite(y[near]).all():
         return np.inf
-    good = np.isfinite(y)
-    if good.sum() == 1:
-        return float(y[good][0])
-    return float(PchipInterpolator(x[good], y[good])(at))
+    return float(np.interp(at, x, y) if curve is None else curve(at))
 
 
 class Transfer(NamedTuple):
@@ -109,6 +114,7 @@ def transfer(rung: np.ndarray, log2_lr: np.ndarray, loss: np.ndarray, seed: np.n
         for _ in range(draws):
             rows = np.concatenate([np.flatnonzero(seed == s) for s in rng.choice(seeds, len(seeds))])
             found.append(_measure(rung[rows], log2_lr[rows], loss[rows], rungs)[1::2])
-        ends = np.nanquantile(np.array(found), [(1 - level) / 2, (1 + level) / 2], axis=0)
+        # no interpolation: a penalty may be infinite
+        ends = np.nanquantile(np.array(found), [(1 - level) / 2, (1 + level) / 2], axis=0, method="inverted_cdf")
         intervals = tuple(ends[:, 0].tolist()), tuple(ends[:, 1].tolist())
     return Transfer(rungs, optima, drift, slope, penalty, *intervals, len(seeds))

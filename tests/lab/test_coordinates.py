@@ -12,7 +12,7 @@ from lab import axes, parametrization
 from lab.models import dit
 from lab.probe import probe
 
-WIDTHS, SEEDS, STEPS, LR = (32, 64, 128, 256), 4, 12, 2.0**-8
+WIDTHS, SEEDS, STEPS, LR = (32, 64, 128, 256), 4, 12, 2.0**-7
 
 
 def forgetful(arrow):

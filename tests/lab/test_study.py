@@ -1,0 +1,200 @@
+"""Studies by the `lab` command: resume is bitwise, points are added, mistakes are one line and exit code 2."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import pytest
+
+from lab import cli, record, study
+from lab.population import Interrupt, Preempted
+
+TESTS = Path(__file__).resolve().parents[1]
+TEXT = '''"""Does a tiny study work?"""
+from ml_collections import ConfigDict
+def get_config():
+    c = ConfigDict()
+    c.model = dict(name="dit", width=32, depth=1, head_dim=16, mlp_ratio=2, patch=4, qk_norm=False, zero_gates=True)
+    c.base = dict(width=32)
+    c.objective = dict(name="flow", time="logit_normal", label_drop=0.1)
+    c.data = dict(name={source!r}, n=128)
+    c.train = dict(steps={steps}, batch=16, log_every=1)
+    c.eval = dict(examples=32, batch=16, every=10)
+    c.sample = dict(n=2, options=dict(steps=2, guidance=2.0, method="euler"))
+    c.run = dict(checkpoint_seconds={seconds})
+    return c
+def sweep():
+    for width in {widths}:
+        for k in {rates}:
+            yield {{"model.width": width, "optim.lr": 2.0**k}}
+'''
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "xla"))
+
+
+def experiment(folder, steps=12, widths=(32,), rates=(-8, -6), seconds=60.0, name="tiny"):
+    path = folder / f"{name}.py"
+    path.write_text(TEXT.format(source=str(TESTS / "waves.py"), steps=steps, widths=widths, rates=rates, seconds=seconds))
+    return path
+
+
+def run(path, workdir, *more):
+    return cli.main(["run", str(path), "--workdir", str(workdir), *more])
+
+
+class Asked(Interrupt):
+    """An interrupt that has been asked for before the first step."""
+
+    def __enter__(self):
+        self.asked = True
+        return self
+
+    def __exit__(self, *exc):
+        pass
+
+
+def test_a_stopped_study_goes_on_bitwise(tmp_path):
+    path = experiment(tmp_path)
+    assert run(path, tmp_path / "whole") == 0
+    folder = tmp_path / "parts" / "tiny"
+    for _ in range(3):  # one step an attempt
+        with Asked() as asked, pytest.raises(Preempted):
+            study.Study(study.load(str(path)), folder).run(asked)
+    assert set(record.status(folder).values()) == {"interrupted"}
+    assert run(path, tmp_path / "parts") == 0
+    whole, parts = record.results(tmp_path / "whole" / "tiny"), record.results(folder)
+    assert whole.num_rows == 2 * 13
+    assert whole.equals(parts)
+
+
+def process(path, workdir):
+    env = {**os.environ, "PYTHONPATH": f"{TESTS}:{TESTS.parent}"}
+    command = [sys.executable, "-m", "lab.cli", "run", str(path), "--workdir", str(workdir)]
+    return subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
+def reached(folder, step, running):
+    """Wait until some row of the study has reached `step`."""
+    end = time.monotonic() + 240
+    while time.monotonic() < end and running.poll() is None:
+        seen = [json.loads(x)["step"] for p in folder.glob("*/rows-*.jsonl") for x in p.read_text().split("\n")[:-1]]
+        if max(seen, default=0) >= step:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"the study ended ({running.poll()}) or hung before step {step}")
+
+
+def test_a_killed_study_goes_on_bitwise(tmp_path):
+    """SIGKILL in mid-population, then SIGTERM in the second attempt, then to the end."""
+    path, folder = experiment(tmp_path, steps=150, seconds=0.3), tmp_path / "parts" / "tiny"
+    assert run(path, tmp_path / "whole") == 0
+    first = process(path, tmp_path / "parts")
+    reached(folder, 60, first)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    second = process(path, tmp_path / "parts")
+    reached(folder, 100, second)
+    second.send_signal(signal.SIGTERM)
+    assert second.wait() == 75
+    assert run(path, tmp_path / "parts") == 0
+    assert record.results(tmp_path / "whole" / "tiny").equals(record.results(folder))
+
+
+def test_added_points_train_alone(tmp_path):
+    assert run(experiment(tmp_path, rates=(-8, -6)), tmp_path / "runs") == 0
+    folder = tmp_path / "runs" / "tiny"
+    before = record.results(folder)
+    old = {p: p.stat().st_mtime_ns for p in folder.glob("*/rows.parquet")}
+    assert run(experiment(tmp_path, rates=(-8, -7, -6)), tmp_path / "runs") == 0
+    assert all(p.stat().st_mtime_ns == t for p, t in old.items())
+    assert len(record.status(folder)) == 3
+    after = record.results(folder)
+    kept = set(before["trial"].to_pylist())
+    assert after.filter([t in kept for t in after["trial"].to_pylist()]).equals(before)
+
+
+def test_report_status_and_sample_of_a_study(tmp_path, capsys):
+    assert run(experiment(tmp_path), tmp_path / "runs") == 0
+    folder = tmp_path / "runs" / "tiny"
+    assert (folder / "report.html").stat().st_size > 10_000
+    assert cli.main(["status", str(folder)]) == 0
+    assert "2 trials" in capsys.readouterr().out
+    assert cli.main(["sample", str(folder), "-n", "4", "--steps", "2", "--out", str(tmp_path / "grid.png")]) == 0
+    assert (tmp_path / "grid.png").stat().st_size > 1000
+
+
+def test_every_trial_diverged_is_exit_code_3(tmp_path):
+    assert run(experiment(tmp_path, rates=(12, 13)), tmp_path / "runs") == 3
+    assert set(record.status(tmp_path / "runs" / "tiny").values()) == {"diverged"}
+
+
+def mistake(capsys, *argv):
+    """The one line of a command that must exit with 2."""
+    assert cli.main(list(argv)) == 2
+    err = [x for x in capsys.readouterr().err.splitlines() if x.startswith("lab: ")]
+    assert len(err) == 1
+    return err[0]
+
+
+@pytest.mark.parametrize(
+    "override, named",
+    [
+        ("--config.optim.lrr=1", ["optim.lrr", "optim.lr"]),
+        ("--config.train.steps=many", ["train.steps", "many", "int"]),
+        ("--config.model.patch=5", ["patch", "5", "16"]),
+        ("--config.model.head_dim=24", ["width", "32", "head_dim"]),
+        ("--config.optim.lr=0.3", ["optim.lr", "0.3", "0.00390625"]),
+        ("--config.optim.schedule=cosin", ["optim.schedule", "cosin", "'cosine'"]),
+        ("--config.model.name=dot", ["dot", "'dit'"]),
+        ("--config.model.depht=2", ["model.depht", "'model.depth'"]),
+        ("--config.train.batch=1000", ["train.batch", "1000", "128"]),
+    ],
+)
+def test_a_bad_override_is_one_line(tmp_path, capsys, override, named):
+    line = mistake(capsys, "run", str(experiment(tmp_path)), "--workdir", str(tmp_path / "runs"), override)
+    assert all(n in line for n in named), line
+
+
+def test_bad_folders_are_one_line(tmp_path, capsys):
+    path = experiment(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert "--workdir" in mistake(capsys, "run", str(path), "--workdir", str(tmp_path / "file"))
+    assert "not a study" in mistake(capsys, "status", str(tmp_path))
+    assert run(path, tmp_path / "runs") == 0
+    folder = tmp_path / "runs" / "tiny"
+    before = record.results(folder)
+    other = mistake(capsys, "run", str(path), "--workdir", str(tmp_path / "runs"), "--config.train.batch=8")
+    assert "another study" in other
+    assert "train.batch" in other
+    with record.Lock(folder):
+        assert "being written" in mistake(capsys, "run", str(path), "--workdir", str(tmp_path / "runs"))
+    damaged = next(folder.glob("*/rows.parquet")).with_name("rows-0009.jsonl")
+    damaged.write_text("{torn\n" + "{}\n")
+    assert "line 1" in mistake(capsys, "report", str(folder))
+    damaged.unlink()
+    assert record.results(folder).equals(before)
+
+
+def test_an_axis_that_varies_without_a_base_is_named(tmp_path, capsys):
+    path = experiment(tmp_path, widths=(32, 64))
+    path.write_text(path.read_text().replace("c.base = dict(width=32)", "c.base = {}"))
+    line = mistake(capsys, "run", str(path), "--workdir", str(tmp_path / "runs"))
+    assert "'embed'" in line or "'heads'" in line or "'mlp'" in line
+    assert "weights" in line
+    assert "base" in line
+
+
+def test_the_plan_foretells_populations_and_flops(tmp_path, capsys):
+    path = experiment(tmp_path, widths=(32, 64))
+    assert cli.main(["plan", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "4 trials in 2 populations, 2 compiles" in out
+    assert jax.devices()[0].device_kind in out
