@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -134,16 +133,13 @@ def _apply(config: ConfigDict, overrides: Iterable[str], points: list[dict], swe
         flat = _flatten(config.to_dict())
         if key not in flat:
             raise unknown("config key", key, flat)
-        holder, argv = flags.FlagValues(), sys.argv
-        config_flags.DEFINE_config_dict("config", config, flag_values=holder)
+        holder, argv = flags.FlagValues(), ["lab", f"--config.{key}={value}"]
+        config_flags.DEFINE_config_dict("config", config, flag_values=holder, sys_argv=argv)
         try:
-            sys.argv = ["lab", f"--config.{key}={value}"]  # where config_flags looks for the overrides
-            holder(sys.argv)
+            holder(argv)
         except Exception as e:
             kind = type(flat[key]).__name__
             raise UserError(f"config key {key}={value!r} is not valid; expected {kind} such as {flat[key]!r}") from e
-        finally:
-            sys.argv = argv
         if key in swept:
             new = _flatten(config.to_dict())[key]
             have = sorted({p[key] for p in points if key in p})
@@ -368,6 +364,8 @@ class Study:
 
     def _samples(self, folder: Path, work: dict[str, float], progress: Progress) -> None:
         """Samples of the best trial of the largest population, beside real examples."""
+        if not any((folder / n / "weights").exists() for n in work):
+            return  # every trial diverged
         name = max(work, key=lambda n: work[n] / len(self.packs[n]))
         if (folder / name / "samples.npz").exists() or not self.config["sample"]["n"]:
             return

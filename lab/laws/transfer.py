@@ -42,9 +42,10 @@ def optimum(log2_lr: np.ndarray, loss: np.ndarray) -> Optimum:
     low, high = i == 0 or not np.isfinite(y[i - 1]), i == len(x) - 1 or not np.isfinite(y[i + 1])
     if low or high:
         return Optimum(x[i], y[i], "high" if high else "low")
-    fine = np.linspace(x[i - 1], x[i + 1], 513)
-    at = int(np.argmin(curve(fine)))
-    return Optimum(float(fine[at]), float(curve(fine[at])), None)
+    flat = curve.derivative().roots(extrapolate=False)
+    near = np.concatenate([[x[i]], flat[(flat > x[i - 1]) & (flat < x[i + 1])]])
+    at = near[np.argmin(curve(near))]
+    return Optimum(float(at), float(curve(at)), None)
 
 
 def loss_at(log2_lr: np.ndarray, loss: np.ndarray, at: float) -> float:
