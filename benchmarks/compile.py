@@ -25,13 +25,14 @@ def compile_step(layers: int, unroll: int, args: argparse.Namespace) -> dict[str
     import numpy as np
 
     from lab.models import dit
+    from lab.population import turns
     from lab.train import over_trials
 
     jax.clear_caches()
     usual, dit.UNROLL = dit.UNROLL, unroll
     try:
         pop = _turns.population(_turns.config(**{"model.width": args.width, "model.depth": layers}), args.trials)
-        state = jax.eval_shape(over_trials(pop.program.init, (0,)), pop.hyper)
+        state = jax.eval_shape(over_trials(pop.program.init, (0,), turns(args.trials)), pop.hyper)
         batch = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), pop.batch_shape)
 
         def step(state, hyper, batch):
@@ -39,7 +40,7 @@ def compile_step(layers: int, unroll: int, args: argparse.Namespace) -> dict[str
 
         jax.clear_caches()
         times = [time.perf_counter()]
-        traced = jax.jit(over_trials(step, (0, 0, None)), donate_argnums=(0,)).trace(state, pop.hyper, batch)
+        traced = jax.jit(over_trials(step, (0, 0, None), turns(args.trials)), donate_argnums=(0,)).trace(state, pop.hyper, batch)
         times.append(time.perf_counter())
         lowered = traced.lower()
         times.append(time.perf_counter())

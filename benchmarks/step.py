@@ -35,14 +35,14 @@ def lab(s: dict):
     jax.config.update("jax_enable_compilation_cache", False)
     config = _turns.config(**{"model.width": s["width"], "model.patch": s["patch"]})
     pop = _turns.population(config, s["trials"])
-    at = {"state": pop.init()}
-    pop.compile(at["state"])
+    at = {"carry": pop.init()}
+    pop.compile(at["carry"])
     batch = pop.put(pop.example_batch())
 
     def run(steps):
         for _ in range(steps):
-            at["state"], values = pop.step(at["state"], pop.hyper, batch)
-        jax.block_until_ready((at["state"], values))
+            at["carry"], values = pop.step(at["carry"], pop.hyper, batch)
+        jax.block_until_ready((at["carry"], values))
 
     about = {"parameters": sum(cost.parameters(pop.program.model).values()), "compile_s": round(pop.compile_s, 2)}
     return about | {"flops_step": pop.flops() * config["train"]["batch"] * s["trials"], "bytes": pop.bytes}, run

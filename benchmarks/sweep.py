@@ -28,7 +28,7 @@ def get_config():
     c.run = dict(data_dir={data!r})
     return c
 def sweep():
-    for k in range(-10, -2):
+    for k in range(-12, -4):
         yield {{"optim.lr": 2.0**k}}
 '''
 
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=3)
-    args, rates, rounds = parser.parse_args(), [2.0**k for k in range(-10, -2)], []
+    args, rates, rounds = parser.parse_args(), [2.0**k for k in range(-12, -4)], []
     with tempfile.TemporaryDirectory() as place:
         place = Path(place)
         experiment = place / "eight.py"

@@ -62,6 +62,9 @@ def main(argv: list[str] | None = None) -> int:
         argv = [a for a in argv if a and not a.startswith("--config.")]
     args = _parser().parse_args(argv)
     args.overrides = overrides
+    # every core is a device on which trials take their turn; jax reads this as it is imported, and on a CPU alone
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cores))
     try:
         if overrides and args.command not in ("run", "plan", "audit"):
             raise UserError(f"{overrides[0]} has no meaning for `lab {args.command}`")

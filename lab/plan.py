@@ -21,18 +21,18 @@ def plan(study: Study) -> list[dict[str, Any]]:
         config = group[0].config
         console.print(f"compiling and timing {name} ({len(group)} trials)", markup=False)
         pop = Population(group, source, held_out(config, study.held))
-        state = pop.init()
-        pop.compile(state)
+        carry = pop.init()
+        pop.compile(carry)
         batch = pop.put(pop.example_batch())
-        state, values = pop.step(state, pop.hyper, batch)
+        carry, values = pop.step(carry, pop.hyper, batch)
         jax.block_until_ready(values)
         start = time.perf_counter()
         for _ in range(STEPS):
-            state, values = pop.step(state, pop.hyper, batch)
+            carry, values = pop.step(carry, pop.hyper, batch)
         jax.block_until_ready(values)
         per_step = (time.perf_counter() - start) / STEPS
         start = time.perf_counter()
-        jax.block_until_ready(pop.evaluate(state))
+        jax.block_until_ready(pop.evaluate(carry))
         per_eval = time.perf_counter() - start
         evals = config["train"]["steps"] // config["eval"]["every"] + 1
         seconds = per_step * config["train"]["steps"] + per_eval * evals

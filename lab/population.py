@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from lab import axes, cost, find, parametrization
 from lab.axes import Dims, is_weight
@@ -30,6 +30,9 @@ from sharding.aot import compile as aot
 
 EVAL_KEY = 20_240_229  # the evaluation's times and noise are the same in every study and for every seed
 INFINITE = float("inf")
+# XLA's options for trials that take turns: one with a core of its own loses by splitting its matmuls, and less optimised code
+# compiles in 0.7x of the time and runs as fast
+IN_TURN = {"xla_cpu_multi_thread_eigen": False, "xla_backend_optimization_level": 1}
 
 
 class Preempted(Exception):
@@ -123,51 +126,95 @@ def state_names(state: State) -> Any:
     return jax.tree.map(lambda x: ("trials", *x.arrow.names) if is_weight(x) else ("trials",) * (np.ndim(x) > 0), state, is_leaf=is_weight)
 
 
+def turns(trials: int) -> Mesh | None:
+    """The mesh on which trials take turns, one at a time on each core: None for one trial, and where the device is no CPU.
+
+    A batched matmul of small matrices is slow on a CPU and a batch of states leaves its caches: in turn, trials train 1.3-2.6x
+    faster than as one batch (docs/performance.md).
+    """
+    devices = jax.devices()
+    if devices[0].platform != "cpu" or trials == 1:
+        return None
+    rounds = -(-trials // len(devices))
+    used = -(-trials // rounds)
+    return meshes.mesh({"trials": used}, devices[:used])
+
+
 class Population:
-    """The compiled programs of some trials: init, step, evaluate. `seeds` are the seeds whose batches a step reads."""
+    """The compiled programs of some trials: init, step, evaluate. `seeds` are the seeds whose batches a step reads.
+
+    Between steps the states of all trials are a `carry`: the flat list of State's arrays, padded to whole rounds of turns.
+    Flax's containers flatten in Python, at every call: 4 ms, more than half of a small model's step.
+    """
 
     def __init__(self, trials: list[Trial], source: Any, held_out: dict[str, np.ndarray]):
         self.trials, self.config = trials, trials[0].config
         self.program = build(self.config, source.dims)
         self.seeds = sorted({t.config["seed"] for t in trials})
-        self.hyper = hypers(self.program, trials, self.seeds)
-        self.held_out = {k: jnp.asarray(v) for k, v in held_out.items()}
         self.compile_s, self.bytes = 0.0, 0
         run, t = self.config["run"], self.config["train"]
         jax.config.update("jax_default_matmul_precision", t["precision"])
-        self._mesh = meshes.mesh(run["mesh"]) if run["mesh"] else None
-        if self._mesh is not None:  # placed once, as the transfer guard of the loop wants
-            self.hyper = jax.device_put(self.hyper, NamedSharding(self._mesh, PartitionSpec()))
+        self._turns = None if run["mesh"] else turns(len(trials))
+        self._mesh = meshes.mesh(run["mesh"]) if run["mesh"] else self._turns
+        self._rules = run["rules"] if run["mesh"] else {"trials": "trials"}
+        self.hyper = self.place(hypers(self.program, trials, self.seeds))
+        # placed once, as the transfer guard of the loop wants
+        self.held_out, self._key = self._put((held_out, jax.random.key(EVAL_KEY)), lambda x: ("",) * np.ndim(x))
         self.batch_shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(self.seeds), t["batch"], *x.shape[2:]), x.dtype), self.held_out)
+        self._init = over_trials(self.program.init, (0,), self._turns)
+        self._shapes = jax.eval_shape(self._init, self.hyper)
 
-    def init(self) -> State:
-        """The state before the first step, created where it will live."""
-        f = over_trials(self.program.init, (0,))
-        shapes = jax.eval_shape(f, self.hyper)
+    def _put(self, tree: Any, names: Callable) -> Any:
+        """A tree of arrays on the devices; names(array) are the names of its dims."""
         if self._mesh is None:
-            return jax.jit(f)(self.hyper)
-        return jax.jit(f, out_shardings=place.shardings(state_names(shapes), shapes, self._mesh, self.config["run"]["rules"]))(self.hyper)
+            return jax.device_put(tree)
+        return jax.device_put(tree, place.shardings(jax.tree.map(names, tree), tree, self._mesh, self._rules))
+
+    def place(self, tree: Any) -> Any:
+        """Arrays with a leading axis of trials on the devices, the last trial repeated where a round of turns is not full."""
+        if self._turns is not None:
+            missing = -len(self.trials) % self._turns.size
+            tree = jax.tree.map(lambda x: jnp.concatenate([x, *[x[-1:]] * missing]) if missing else x, tree)
+        return self._put(tree, lambda x: ("trials",) + ("",) * (np.ndim(x) - 1))
+
+    def init(self) -> list[jax.Array]:
+        """The carry before the first step, created where it will live."""
+        where = None
+        if self._mesh is not None:
+            where = jax.tree.leaves(place.shardings(state_names(self._shapes), self._shapes, self._mesh, self._rules))
+        return jax.jit(lambda hyper: jax.tree.leaves(self._init(hyper)), out_shardings=where)(self.hyper)
+
+    def state(self, carry: list[jax.Array]) -> State:
+        """The states of the trials in a carry, stacked."""
+        n = len(self.trials)
+        return jax.tree.unflatten(jax.tree.structure(self._shapes), [x if len(x) == n else x[:n] for x in carry])
+
+    def carry(self, state: State, like: list[jax.Array]) -> list[jax.Array]:
+        """The carry of stacked states, such as a checkpoint's, placed as `like` is."""
+        return jax.device_put(self.place(jax.tree.leaves(state)), [x.sharding for x in like])
 
     def put(self, batch: dict) -> dict:
         """A host batch [seeds, batch, ...] on the devices, along the mesh axis that rules give to 'batch'."""
-        if self._mesh is None:
-            return jax.device_put(batch)
-        names = {k: ("seeds", "batch") + ("",) * (np.ndim(x) - 2) for k, x in batch.items()}
-        return jax.device_put(batch, place.shardings(names, batch, self._mesh, self.config["run"]["rules"]))
+        return self._put(batch, lambda x: ("seeds", "batch") + ("",) * (np.ndim(x) - 2))
 
-    def compile(self, state: State) -> None:
-        """Compile step and evaluation for the state's shapes: once a population, and cached on disk between runs."""
+    def compile(self, carry: list[jax.Array]) -> None:
+        """Compile step(carry, hyper, batch) and evaluation for a carry's shapes: once a population, and cached between runs."""
+        structure = jax.tree.structure(self._shapes)
 
-        def step(state, hyper, batch):
-            return self.program.step(state, hyper, jax.tree.map(lambda x: x[hyper.slot], batch))
+        def step(leaves, hyper, batch):
+            state, values = self.program.step(jax.tree.unflatten(structure, leaves), hyper, jax.tree.map(lambda x: x[hyper.slot], batch))
+            return jax.tree.leaves(state), values
+
+        def evaluate(leaves, key, batches):
+            return self.program.evaluate(jax.tree.unflatten(structure, leaves), key, batches)
 
         batch = self.put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self.batch_shape))
-        evaluation = over_trials(self.program.evaluate, (0, None, None))
-        self._key = jax.random.key(EVAL_KEY)
+        options = IN_TURN if self._turns is not None else None
         start = time.monotonic()
         with ThreadPoolExecutor(2) as pool:  # XLA compiles outside Python's lock, so the two take the time of the longer
-            built = pool.submit(aot, over_trials(step, (0, 0, None)), state, self.hyper, batch, donate=(0,))
-            judged = pool.submit(aot, evaluation, state, self._key, self.held_out)
+            built = pool.submit(aot, over_trials(step, (0, 0, None), self._turns), carry, self.hyper, batch, donate=(0,), options=options)
+            judge = over_trials(evaluate, (0, None, None), self._turns)
+            judged = pool.submit(aot, judge, carry, self._key, self.held_out, options=options)
         self.step, self._evaluate = built.result().call, judged.result().call
         self.compile_s, self.bytes = time.monotonic() - start, max(built.result().bytes, judged.result().bytes)
 
@@ -177,9 +224,9 @@ class Population:
         flat = {k: np.asarray(v).reshape(-1, *v.shape[2:]) for k, v in self.held_out.items()}
         return {k: np.stack([np.resize(v, (n, *v.shape[1:]))] * len(self.seeds)) for k, v in flat.items()}
 
-    def evaluate(self, state: State) -> dict[str, jax.Array]:
+    def evaluate(self, carry: list[jax.Array]) -> dict[str, jax.Array]:
         """eval_loss and eval_ema of every trial."""
-        return self._evaluate(state, self._key, self.held_out)
+        return self._evaluate(carry, self._key, self.held_out)
 
     def flops(self) -> float:
         """FLOPs of one training example, forward and backward (cost.CONVENTION)."""
@@ -254,11 +301,11 @@ def run(folder: Path, name: str, pop: Population, train: Any, progress: Progress
     writer = Writer(folder)
     keep = Checkpoints(folder / "checkpoints")
     progress.stage(name, "compiling")
-    state = pop.init()
-    found = keep.restore(state)
+    carry = pop.init()
+    found = keep.restore(pop.state(carry))
     start = found[0] if found else 0
-    state = jax.device_put(found[1], jax.tree.map(lambda x: x.sharding, state)) if found else state
-    pop.compile(state)
+    carry = pop.carry(found[1], carry) if found else carry
+    pop.compile(carry)
     per_example = pop.flops()
     log = Records(writer, pop.trials, t["batch"], len(train), per_example)
     feed = loader.Loader(train, t["batch"], pop.seeds, start)
@@ -274,7 +321,7 @@ def run(folder: Path, name: str, pop: Population, train: Any, progress: Progress
             judged = {}
             if step % every == 0 or step == t["steps"]:
                 begun = time.monotonic()
-                judged = jax.block_until_ready(pop.evaluate(state))
+                judged = jax.block_until_ready(pop.evaluate(carry))
                 mark = time.monotonic()  # an evaluation is no part of a step
                 eval_s += mark - begun
             if pending is not None:
@@ -282,11 +329,11 @@ def run(folder: Path, name: str, pop: Population, train: Any, progress: Progress
                 write(*pending)
                 pending = None
             if step == t["steps"]:
-                write(step, {**judged, "diverged": ~state.alive})
+                write(step, {**judged, "diverged": ~pop.state(carry).alive})
                 break
             batch = pop.put(next(feed))
             with jax.transfer_guard("disallow"):
-                state, values = pop.step(state, pop.hyper, batch)
+                carry, values = pop.step(carry, pop.hyper, batch)
             if judged or step % t["log_every"] == 0:
                 pending = (step, {**values, **judged})
             jax.block_until_ready(values["loss"]) if step == start else None
@@ -301,7 +348,7 @@ def run(folder: Path, name: str, pop: Population, train: Any, progress: Progress
                     write(*pending)
                     pending = None
                 log.flush()  # rows must be on disk before the step that makes them unrepeatable
-                keep.save(step + 1, state)
+                keep.save(step + 1, pop.state(carry))
                 saved = time.monotonic()
                 if interrupt.asked:
                     keep.wait()
@@ -311,6 +358,7 @@ def run(folder: Path, name: str, pop: Population, train: Any, progress: Progress
         log.flush()
         log.close()
         keep.close()
+    state = pop.state(carry)
     keep_best(folder, pop, state, jax.device_get(judged))
     timing = {"compile_s": pop.compile_s, "train_s": train_s, "eval_s": eval_s, "steps_here": t["steps"] - start}
     write_json(folder / "timing.json", {**{k: round(v, 3) for k, v in timing.items()}, "device_bytes": pop.bytes})
@@ -336,7 +384,7 @@ def remove_checkpoints(folder: Path) -> None:
 
 def keep_best(folder: Path, pop: Population, state: State, judged: dict) -> None:
     """Keep the averaged weights of the best trial of each arm, named by trial, for samples and fine-tuning."""
-    loss = np.where(np.asarray(state.alive), np.asarray(judged[pop.config["eval"]["metric"]]), np.inf)
+    loss = np.where(np.asarray(state.alive), np.asarray(judged[pop.config["eval"]["metric"]])[: len(pop.trials)], np.inf)
     best = {}
     for i, t in enumerate(pop.trials):
         if np.isfinite(loss[i]) and (t.arm not in best or loss[i] < loss[best[t.arm]]):

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, PartitionSpec
 
 from lab.axes import Dims, draw, view
 from lab.optim import Hyper, optimizer
@@ -78,14 +79,29 @@ class Program:
         return self.objective.sample(view(params, self.dtype), key, cond, **options)
 
 
-def over_trials(f: Callable, in_axes: tuple) -> Callable:
-    """f over a leading axis of trials; a population of one runs without vmap, as the plain program it is."""
+def over_trials(f: Callable, in_axes: tuple, turns: Mesh | None = None) -> Callable:
+    """f over a leading axis of trials: as one batch (vmap), or in turn on each device of a mesh with the axis 'trials'.
+
+    A population of one runs without either, as the plain program it is. `in_axes` holds 0 (a tree of trials) or None (shared).
+    """
+
+    def pick(args):
+        return [a for a, axis in zip(args, in_axes, strict=True) if axis == 0]
+
+    def whole(trial, args):
+        rest = iter(trial)
+        return [next(rest) if axis == 0 else a for a, axis in zip(args, in_axes, strict=True)]
+
+    def in_turn(*args):
+        return jax.lax.map(lambda trial: f(*whole(trial, args)), pick(args))
 
     def run(*args):
-        flat = [a for a, axis in zip(args, in_axes, strict=True) if axis == 0]
-        if jax.tree.leaves(flat)[0].shape[0] > 1:
+        if jax.tree.leaves(pick(args))[0].shape[0] == 1:
+            one = jax.tree.map(lambda x: x[0], pick(args))
+            return jax.tree.map(lambda x: x[None], f(*whole(one, args)))
+        if turns is None:
             return jax.vmap(f, in_axes)(*args)
-        one = [jax.tree.map(lambda x: x[0], a) if axis == 0 else a for a, axis in zip(args, in_axes, strict=True)]
-        return jax.tree.map(lambda x: x[None], f(*one))
+        specs = tuple(PartitionSpec("trials") if axis == 0 else PartitionSpec() for axis in in_axes)
+        return jax.shard_map(in_turn, mesh=turns, in_specs=specs, out_specs=PartitionSpec("trials"), check_vma=False)(*args)
 
     return run

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lab.axes import Dims, scale, weight
+from lab.layers.embed import project
 
 
 def rms_norm(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
@@ -28,11 +29,9 @@ class Mixer(nnx.Module):
         self.gain = weight("2 | -> head_dim", dims, fill=1.0) if qk_norm else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        qkv = jnp.einsum("btd,cdhe->cbhte", x, self.qkv.get_value()) + self.qkv_bias.get_value()[:, None, :, None]
-        q, k, v = qkv
+        q, k, v = (project(x, w, b) for w, b in zip(self.qkv.get_value(), self.qkv_bias.get_value(), strict=True))
         if self.gain is not None:
             q, k = (rms_norm(y) * g for y, g in zip((q, k), self.gain.get_value(), strict=True))
-        scores = jnp.einsum("bhte,bhse->bhts", q * self.logits.get_value(), k)
+        scores = jnp.einsum("bthe,bshe->bhts", q * self.logits.get_value(), k)
         shares = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(x.dtype)
-        mixed = jnp.einsum("bhts,bhse->bthe", shares, v)
-        return jnp.einsum("bthe,hed->btd", mixed, self.out.get_value()) + self.out_bias.get_value()
+        return project(jnp.einsum("bhts,bshe->bthe", shares, v), self.out.get_value(), self.out_bias.get_value(), 2)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lab.axes import Dims, weight
+from lab.layers.embed import project
 
 
 def layer_norm(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
@@ -15,15 +16,16 @@ def layer_norm(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
 
 
 class AdaLN(nnx.Module):
-    """`n` vectors of modulation [n, B, 1, embed] from a condition [B, embed]; starts at zero with init=0."""
+    """`n` vectors of modulation, each [B, 1, embed], from a condition [B, embed]; they start at zero with init=0."""
 
     def __init__(self, n: int, dims: Dims, init: float):
         self.kernel = weight(f"{n} | embed -> embed", dims, init=init)
         self.bias = weight(f"{n} | -> embed", dims, fill=0.0)
 
-    def __call__(self, c_BxD: jax.Array) -> jax.Array:
-        m = jnp.einsum("bd,ndo->nbo", jax.nn.silu(c_BxD), self.kernel.get_value()) + self.bias.get_value()[:, None]
-        return m[:, :, None, :]
+    def __call__(self, c_BxD: jax.Array) -> list[jax.Array]:
+        x = jax.nn.silu(c_BxD)
+        # one product for each: fused, the kernel would be copied into another layout at every step
+        return [project(x, k, b)[:, None, :] for k, b in zip(self.kernel.get_value(), self.bias.get_value(), strict=True)]
 
 
 def modulate(x: jax.Array, shift: jax.Array, gain: jax.Array) -> jax.Array:

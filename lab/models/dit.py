@@ -72,5 +72,5 @@ class Model(nnx.Module):
         x, _ = jax.lax.scan(lambda x, block: (block(x, c), None), x, self.blocks, unroll=unroll)
         shift, gain = self.modulation(c)
         x = modulation.modulate(x, shift, gain)
-        x = jnp.einsum("btd,dp->btp", x, self.readout.get_value()) + self.readout_bias.get_value()
+        x = embed.project(x, self.readout.get_value(), self.readout_bias.get_value())
         return embed.unpatchify(x, self.patch, self.side)

@@ -39,13 +39,13 @@ class Runner:
     def train(self, rows, steps=20):
         """(state, losses [steps, trials], evaluation) of as many trials, by the same compiled program: all of a point is traced."""
         pop, seeds = self.pop, sorted({seed for _, seed, _ in rows})
-        pop.hyper = hypers(pop.program, trials(rows), seeds)
-        state, losses = pop.init(), []
+        pop.hyper = pop.place(hypers(pop.program, trials(rows), seeds))
+        carry, losses = pop.init(), []
         for n in range(steps):
             batches = [small.batch(16, 1000 * s + n, self.source) for s in seeds]
-            state, values = pop.step(state, pop.hyper, pop.put({k: np.stack([b[k] for b in batches]) for k in batches[0]}))
-            losses.append(np.asarray(values["loss"]))
-        return state, np.stack(losses), {k: np.asarray(v) for k, v in pop.evaluate(state).items()}
+            carry, values = pop.step(carry, pop.hyper, pop.put({k: np.stack([b[k] for b in batches]) for k in batches[0]}))
+            losses.append(np.asarray(values["loss"])[: len(rows)])
+        return pop.state(carry), np.stack(losses), {k: np.asarray(v)[: len(rows)] for k, v in pop.evaluate(carry).items()}
 
 
 def trial(state, i):

@@ -80,21 +80,22 @@ rules = {"batch": "data", "embed": "tensor", "heads": "tensor", "mlp": "tensor"}
 states, losses, judged = [], [], []
 for mesh in ({}, {"data": 2, "tensor": 2}):
     pop = population(mesh, rules)
-    state = jax.block_until_ready(pop.init())
+    carry = jax.block_until_ready(pop.init())
+    state = pop.state(carry)
     first = jax.device_get([axes.values(state.params), axes.values(state.ema)])
     where = {n: used(w.get_value()) for n, w in axes.weights(state.params).items()} if mesh else {}
-    pop.compile(state)
+    pop.compile(carry)
     seen = []
     for n in range(2):
         batches = [small.batch(16, 10 * s + n, source) for s in pop.seeds]
         batch = pop.put({k: np.stack([b[k] for b in batches]) for k in batches[0]})
         if mesh:
             out["batch"] = used(batch["image"])
-        state, values = jax.block_until_ready(pop.step(state, pop.hyper, batch))
+        carry, values = jax.block_until_ready(pop.step(carry, pop.hyper, batch))
         seen.append(np.asarray(values["loss"]).tolist())
-    states.append((first, jax.device_get(axes.values(state.params))))
+    states.append((first, jax.device_get(axes.values(pop.state(carry).params))))
     losses.append(seen)
-    judged.append({k: np.asarray(v).tolist() for k, v in pop.evaluate(state).items()})
+    judged.append({k: np.asarray(v).tolist() for k, v in pop.evaluate(carry).items()})
 
 def gap(a, b):
     return max(float(np.max(np.abs(x - y))) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
@@ -109,8 +110,7 @@ print(json.dumps(out))
 def sharded():
     here = Path(__file__).resolve().parents[1]
     # without optimisation XLA compiles in less than half the time
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
-    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    env = {**os.environ, "JAX_NUM_CPU_DEVICES": "4"}
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(PROGRAM), str(here)],
         **dict(env=env, cwd=here.parent, capture_output=True, text=True, timeout=300, check=False),
