@@ -1,13 +1,15 @@
 """The `lab` command. It imports lazily: `lab status` and `lab report` need no jax."""
 
 import argparse
+import ast
+import inspect
 import os
 import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from lab.errors import UserError
+from lab.errors import UserError, unknown
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,10 +43,12 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--method", default="heun", help="euler or heun")
     sample.add_argument("--trial", default="", help="id of a trial that kept its weights")
     sample.add_argument("--out", default="samples.png", help="picture to write (default: samples.png)")
-    data = command("data", _data, "build or verify a source", "action", "build or verify")
-    data.add_argument("name", help="source, such as icons")
+    data = command("data", _data, "list the sources; build, verify or show one", "action", "list, build, verify or show")
+    data.add_argument("name", nargs="?", help="source, such as icons")
+    data.add_argument("options", nargs="*", help="the source's options as in a config's data section, such as size=16")
     data.add_argument("--data-dir", default="data")
-    data.add_argument("--size", type=int, default=16)
+    data.add_argument("-n", type=int, default=32, help="show: how many examples")
+    data.add_argument("--out", default="data.png", help="show: picture to write (default: data.png)")
     bench = command("bench", _bench, "measure against a peer: step, sweep or compile", "what", "step, sweep or compile")
     bench.add_argument("rest", nargs=argparse.REMAINDER)
     return parser
@@ -200,12 +204,52 @@ def _sample(args: argparse.Namespace) -> None:
 def _data(args: argparse.Namespace) -> None:
     from lab import find
 
-    if args.action not in ("build", "verify"):
-        raise UserError(f"lab data {args.action!r} is unknown; expected build or verify")
+    if args.action not in (actions := ("list", "build", "verify", "show")):
+        raise unknown("lab data", args.action, actions)
+    if args.action == "list":
+        for name in find.names("lab.data"):
+            print(f"{name:10} {find.module('lab.data', name).__doc__.splitlines()[0]}")
+        return
+    if args.name is None:
+        raise UserError(f"lab data {args.action} wants the name of a source: {', '.join(find.names('lab.data'))}")
+    options = dict(_option(text) for text in args.options)
+    if args.action == "show":
+        return _show(args, options)
     source = find.module("lab.data", args.name)
     if not hasattr(source, args.action):
-        raise UserError(f"source {args.name!r} reads files that are there already; it has nothing to {args.action}")
-    print(getattr(source, args.action)(args.data_dir, size=args.size))
+        raise UserError(f"source {args.name!r} keeps no files of its own; it has nothing to {args.action}")
+    call = getattr(source, args.action)
+    known = [n for n in inspect.signature(call).parameters if n != "data_dir"]
+    for key in options:
+        if key not in known:
+            raise unknown(f"option of lab data {args.action} {args.name}", key, known)
+    print(call(args.data_dir, **{"size": 16, **options}))
+
+
+def _option(text: str) -> tuple[str, object]:
+    """('size', 16) of 'size=16'; what is no Python literal is a string."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"option {text!r} is malformed; expected KEY=VALUE such as size=16")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def _show(args: argparse.Namespace, options: dict) -> None:
+    from lab import report
+    from lab.data.loader import open_source
+
+    if args.n < 1:
+        raise UserError(f"-n={args.n} must be at least 1")
+    source = open_source({"name": args.name, **options}, "train", args.data_dir)
+    images, names = report.examples(source, args.n)
+    report.grid(images, names, Path(args.out))
+    for key, value in source.info.items():
+        text = str(value)
+        print(f"{key}: {text if len(text) < 200 else text[:197] + '...'}")
+    print(f"{len(images)} of {len(source)} examples: {args.out}")
 
 
 def _bench(args: argparse.Namespace) -> None:

@@ -184,9 +184,14 @@ def smoothed(y: np.ndarray, share: float = 0.1) -> np.ndarray:
     return (total[at + half + 1] - total[at - half]) / (2 * half + 1)
 
 
+def shown(images: np.ndarray) -> np.ndarray:
+    """Images as uint8; floats are shown from -1 (black) to 1 (white)."""
+    return images if images.dtype == np.uint8 else np.clip((images + 1.0) * 127.5, 0, 255).astype(np.uint8)
+
+
 def montage(images: np.ndarray, columns: int, gap: int, below: int = 0) -> np.ndarray:
     """Images [n, h, w, c] as one RGB picture on white; `gap` pixels between them, and `below` more under each row."""
-    n, h, w, c = images.shape
+    images, (n, h, w, c) = shown(images), images.shape
     sheet = np.full((-(-n // columns) * (h + gap + below) - gap, columns * (w + gap) - gap, 3), 255, np.uint8)
     for i, image in enumerate(images):
         y, x = i // columns * (h + gap + below), i % columns * (w + gap)

@@ -1,6 +1,7 @@
 """Trials of one shape, trained in one compiled program: learning rates, seeds and parametrizations side by side."""
 
 import inspect
+import os
 import shutil
 import signal
 import time
@@ -33,6 +34,7 @@ INFINITE = float("inf")
 # XLA's options for trials that take turns: one with a core of its own loses by splitting its matmuls, and less optimised code
 # compiles in 0.7x of the time and runs as fast
 IN_TURN = {"xla_cpu_multi_thread_eigen": False, "xla_backend_optimization_level": 1}
+IN_TURN = {k: v for k, v in IN_TURN.items() if f"--{k}=" not in os.environ.get("XLA_FLAGS", "")}  # the user's own flags win
 
 
 class Preempted(Exception):

@@ -442,6 +442,22 @@ def report(folder: Path, out: Path | None = None) -> Path:
     return page
 
 
+def examples(source: Any, n: int) -> tuple[np.ndarray, list[str]]:
+    """The first `n` examples of a source as uint8 images [n, h, w, c], and their captions or the names of their classes.
+
+    Float images are shown from -1 (black) to 1 (white), tokens on a grey scale over the vocabulary.
+    """
+    items = [source[i] for i in range(min(n, len(source)))]
+    if "image" in items[0]:
+        pictures = np.stack([x["image"] for x in items])
+    else:
+        tokens = np.stack([x["tokens"] for x in items])
+        side = round(tokens[0].size ** 0.5)
+        pictures = tokens.reshape(len(items), side, side, 1) / max(1, tokens.max()) * 2.0 - 1.0
+    classes = source.info["class_names"]
+    return figures.shown(pictures), [str(x.get("caption", classes[int(x["label"])])) for x in items]
+
+
 def grid(images: np.ndarray, names: list[str], path: Path) -> None:
     """A picture of uint8 images [n, h, w, c] with a name under each, written to `path`; UserError where it cannot be."""
     path = Path(path)

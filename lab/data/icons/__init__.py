@@ -85,14 +85,14 @@ def verify(data_dir: str, size: int, sets: tuple[str, ...] = raster.SETS) -> str
     """'sound', or a UserError that says what is wrong and how to mend it."""
     folder = _folder(data_dir, size, sets)
     if wrong := damage(folder):
-        raise UserError(f"icons in {str(folder)!r}: {wrong}; mend with: lab data build icons --data-dir {data_dir} --size {size}")
+        raise UserError(f"icons in {str(folder)!r}: {wrong}; mend with: lab data build icons size={size} --data-dir {data_dir}")
     return f"{folder}: sound"
 
 
 class Source:
     """Icons of `sets` at `size` pixels: image uint8 [size, size, 1] black on white, label = set, caption."""
 
-    def __init__(self, split: str, data_dir: str, size: int, sets: tuple[str, ...]):
+    def __init__(self, split: str, data_dir: str, size: int, sets: tuple[str, ...] = raster.SETS):
         folder = build(data_dir, size, tuple(sets))
         path = folder / json.loads((folder / MANIFEST).read_text())["path"]
         with quiet_tfds() as tfds:

@@ -125,5 +125,5 @@ def test_opening_names_what_is_wrong_with_the_data_section(tmp_path):
         open_source({"name": "iconz"}, "train", str(tmp_path))
     with pytest.raises(UserError, match=r"data 'sise' is unknown \(nearest: 'size'\)"):
         open_source({"name": "icons", "sise": 8}, "train", str(tmp_path))
-    with pytest.raises(UserError, match=r"data\.sets is missing"):
-        open_source({"name": "icons", "size": 8}, "train", str(tmp_path))
+    with pytest.raises(UserError, match=r"data\.size is missing"):
+        open_source({"name": "icons"}, "train", str(tmp_path))
