@@ -1,6 +1,6 @@
 """Does the best learning rate of a flow-matching DiT stay put as the model grows 8x wider?
 
-Real icons at 16 pixels; 7 learning rates x 4 widths x 2 parametrizations, one seed. About 8 minutes on 2 cores:
+Real icons at 16 pixels; 7 learning rates x 4 widths x 2 parametrizations, one seed. About 7 minutes on 2 cores:
 `./launch.sh run experiments/quickstart.py`; what it will cost here: `lab plan experiments/quickstart.py`.
 """
 
