@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import entr, logsumexp, softmax
 
+from lab.data.world import check
 from lab.errors import UserError, unknown
 
 # train is too long to be decoded as a whole, whatever the size of an item; eval's permutation is quick to draw
@@ -29,13 +30,6 @@ class Estimate(NamedTuple):
     error: float
 
 
-def whole(key: str, value: object, low: int, high: int) -> int:
-    """`value`, or UserError unless it is a whole number from low to high."""
-    if type(value) is not int or not low <= value <= high:
-        raise UserError(f"config key data.{key}={value!r} must be a whole number from {low} to {high}")
-    return value
-
-
 class Field:
     """Token grids [side, side] over a vocabulary, classes equally likely, each token drawn given some earlier ones.
 
@@ -48,11 +42,13 @@ class Field:
     def __init__(self, split: str, side: int, vocabulary: int, classes: int, temperature: float, seed: int, examples: int, **more):
         if split not in LENGTH:
             raise unknown("split", split, LENGTH)
-        self.side, self.vocabulary = whole("side", side, 2, 64), whole("vocabulary", vocabulary, 2, 256)
-        self.classes, self.seed = whole("classes", classes, 1, 1024), whole("seed", seed, 0, 2**32 - 1)
+        for key, value, low, high in (("side", side, 2, 64), ("vocabulary", vocabulary, 2, 256), ("classes", classes, 1, 1024)):
+            check(key, value, low, high)
+        check("seed", seed, 0, 2**32 - 1)
+        check("examples", examples, 0, LENGTH["train"])
+        self.side, self.vocabulary, self.classes, self.seed = side, vocabulary, classes, seed
         if type(temperature) not in (int, float) or not 0.1 <= temperature <= 10:
             raise UserError(f"config key data.temperature={temperature!r} must be a number from 0.1 to 10")
-        whole("examples", examples, 0, LENGTH["train"])
         self.temperature, self.cells, self._stream = temperature, side * side, STREAMS[split]
         self._length = examples if examples and split == "train" else LENGTH[split]
         self._setup(**more)

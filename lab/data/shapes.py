@@ -13,6 +13,7 @@ from lab.data import _shapes_text as words
 from lab.data._shapes_oracle import attributes, find, grounds, nearest, parse
 from lab.data._shapes_scene import PALETTE, SIZES, Object, Scene, canvas
 from lab.data._shapes_skills import PARTS, SKILLS, Draws
+from lab.data.world import check
 from lab.errors import UserError, unknown
 
 __all__ = ["PALETTE", "Object", "Scene", "Source", "attributes", "find", "from_tokens", "grounds", "noise_curve", "parse", "to_tokens"]
@@ -60,8 +61,7 @@ def _check(options: dict, split: str) -> None:
         if options[key] not in known:
             raise unknown(f"config key data.{key}", options[key], known)
     for key, high in (("seed", 2**32 - 1), ("examples", LENGTH["train"])):
-        if type(options[key]) is not int or not 0 <= options[key] <= high:
-            raise UserError(f"config key data.{key}={options[key]!r} must be a whole number from 0 to {high}")
+        check(key, options[key], 0, high)
     extras = options["extras"]
     if not isinstance(extras, (list, tuple)):
         raise UserError(f"config key data.extras={extras!r} must be a tuple of some of: {', '.join(EXTRAS)}")

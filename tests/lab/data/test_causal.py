@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from scipy.stats import chi2
+from tokens import grids, read
 
 from lab.data import causal, tree
 from lab.data.loader import Loader, decode, open_source
@@ -20,18 +21,6 @@ worlds = pytest.mark.parametrize("world, more", WORLDS, ids=lambda x: x.__name__
 
 def make(world=causal, split="train", **options):
     return world.Source(split, "", **options)
-
-
-def grids(source):
-    """Every grid there is, [V^N, side, side]."""
-    cells = itertools.product(range(source.vocabulary), repeat=source.cells)
-    return np.array(list(cells)).reshape(-1, source.side, source.side)
-
-
-def read(source, n):
-    """The first `n` examples: tokens and labels."""
-    items = [source[i] for i in range(n)]
-    return np.stack([x["tokens"] for x in items]), np.stack([x["label"] for x in items])
 
 
 def by_hand(source, grid, label):

@@ -5,6 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from tokens import grids, read
 
 from lab.data.tree import KINDS, Source, spanning_tree
 from lab.errors import UserError
@@ -15,18 +16,6 @@ SMALL = dict(side=3, vocabulary=2, classes=2, temperature=1.0)
 
 def make(split="train", **options):
     return Source(split, "", **options)
-
-
-def grids(source):
-    """Every grid there is, [V^N, side, side]."""
-    cells = itertools.product(range(source.vocabulary), repeat=source.cells)
-    return np.array(list(cells)).reshape(-1, source.side, source.side)
-
-
-def read(source, n):
-    """The first `n` examples: tokens and labels."""
-    items = [source[i] for i in range(n)]
-    return np.stack([x["tokens"] for x in items]), np.stack([x["label"] for x in items])
 
 
 def subsets(source):
