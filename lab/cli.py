@@ -43,6 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--method", default="heun", help="euler or heun")
     sample.add_argument("--trial", default="", help="id of a trial that kept its weights")
     sample.add_argument("--out", default="samples.png", help="picture to write (default: samples.png)")
+    sample.add_argument("--judge", action="append", default=[], metavar="NAME", help="judge the samples instead, by a judge of lab/evals")
+    sample.add_argument("--data-dir", default="", help="where the study's data lies (default: where it lay)")
     data = command("data", _data, "list the sources; build, verify or show one", "action", "list, build, verify or show")
     data.add_argument("name", nargs="?", help="source, such as icons")
     data.add_argument("options", nargs="*", help="the source's options as in a config's data section, such as size=16")
@@ -190,12 +192,20 @@ def _sample(args: argparse.Namespace) -> None:
         raise UserError(f"-n={args.n} and --steps={args.steps} must be at least 1")
     from lab import record
 
-    record.read_study(Path(args.study))
+    folder = Path(args.study)
+    record.read_study(folder)
     from lab import report, study
 
     _jax()
     options = {"steps": args.steps, "guidance": args.guidance, "method": args.method}
-    images, about = study.sample(Path(args.study), args.n, options, trial=args.trial)
+    train, held = study.sources(folder, args.data_dir)
+    found = study.restored(folder, train, args.trial)
+    if args.judge:
+        print(f"{args.n} samples of trial {found.about['trial']} ({found.about['arm']}, {found.about['population']})")
+        for column, value in study.judged(found, train, held, args.judge, args.n, options).items():
+            print(f"{column:24} {value:.6g}")
+        return
+    images, about = study.sample(found, train.info, args.n, options)
     names = [about["class_names"][i] for i in about["labels"]]
     report.grid(images, names, Path(args.out))
     print(f"{args.n} samples of trial {about['trial']} ({about['arm']}, {about['population']}): {args.out}")

@@ -3,10 +3,13 @@
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import pkgutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from lab.errors import UserError, unknown
 
@@ -38,13 +41,34 @@ def module(package: str, name: str) -> ModuleType:
 
 
 def names(package: str) -> list[str]:
-    """The parts that `package` ships; of lab.data the modules that define a Source, beside which helpers lie."""
+    """The parts that `package` ships; of lab.data and lab.evals the modules that define one, beside which helpers lie."""
     found = importlib.import_module(package)
     shipped = sorted(m.name for m in pkgutil.iter_modules(found.__path__))
-    if package != "lab.data":
+    if package not in (kinds := {"lab.data": "Source", "lab.evals": "Judge"}):
         return shipped
     files = {n: Path(importlib.util.find_spec(f"{package}.{n}").origin) for n in shipped}
-    return [n for n, file in files.items() if "\nclass Source" in file.read_text()]
+    return [n for n, file in files.items() if f"\nclass {kinds[package]}" in file.read_text()]
+
+
+def arguments(call: Callable, given: tuple[str, ...] = ("self", "dims")) -> dict[str, bool]:
+    """Names of a callable's arguments, other than those `given`, and whether each must be passed."""
+    return {n: p.default is p.empty for n, p in inspect.signature(call).parameters.items() if n not in given}
+
+
+def check(call: Callable, options: dict, what: str, given: tuple[str, ...] = ("self", "dims")) -> None:
+    """UserError, naming config key `what`, for an option that `call` does not take or one that it needs and lacks."""
+    known = arguments(call, given)
+    for key in options:
+        if key not in known:
+            raise unknown(f"config key {what}", key, known)
+    if missing := [k for k, required in known.items() if required and k not in options]:
+        raise UserError(f"config key {what}.{missing[0]} is missing; expected: {', '.join(known)}")
+
+
+def make(call: Callable, options: dict, what: str, given: tuple = ()) -> Any:
+    """call(*given, **options), the options checked."""
+    check(call, options, what, tuple(list(inspect.signature(call).parameters)[: len(given)]))
+    return call(*given, **options)
 
 
 def source_digest(package: str, name: str) -> str | None:

@@ -1,6 +1,5 @@
 """Trials of one shape, trained in one compiled program: learning rates, seeds and parametrizations side by side."""
 
-import inspect
 import os
 import shutil
 import signal
@@ -21,6 +20,7 @@ from lab.axes import Dims, is_weight
 from lab.checkpoint import Checkpoints
 from lab.data import loader
 from lab.errors import UserError, unknown
+from lab.judging import Judging, Painter
 from lab.log import Progress, Scalars
 from lab.optim import Hyper, schedule
 from lab.record import Writer, compact, write_json
@@ -56,42 +56,25 @@ def build(config: dict, source_dims: dict[str, int]) -> Program:
     part = dict(config["model"])
     model = find.module("lab.models", part.pop("name")).Model
     what = dict(config["objective"])
-    objective = _make(find.module("lab.objectives", what.pop("name")).Objective, what, "objective")
+    objective = find.make(find.module("lab.objectives", what.pop("name")).Objective, what, "objective")
     dims = _dims(model, part, config["base"], {"data": source_dims, "objective": objective.dims})
-    knobs = _arguments(model.axes)
+    knobs = find.arguments(model.axes)
     options = {k: v for k, v in part.items() if k not in knobs}
-    for key in set(options) - set(_arguments(model.__init__)):
-        raise unknown("config key model", key, [*_arguments(model.__init__), *knobs])
+    for key in set(options) - set(find.arguments(model.__init__)):
+        raise unknown("config key model", key, [*find.arguments(model.__init__), *knobs])
+    find.check(model.__init__, options, "model")
     o, t = config["optim"], config["train"]
     dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
     if t["dtype"] not in dtypes:
         raise unknown("train.dtype", t["dtype"], dtypes)
     rate = schedule(o["schedule"], t["steps"], o["warmup"], o["decay"])
-    described = _make(lambda **kw: model(dims, **kw), options, "model", like=model.__init__)
-    return Program(described, dims, objective, rate, dtypes[t["dtype"]])
-
-
-def _arguments(f: Callable) -> dict[str, bool]:
-    """Names of f's arguments, other than self and dims, and whether each must be given."""
-    given = {n: p for n, p in inspect.signature(f).parameters.items() if n not in ("self", "dims")}
-    return {n: p.default is p.empty for n, p in given.items()}
-
-
-def _make(f: Callable, options: dict, what: str, like: Callable | None = None) -> Any:
-    """f(**options), an unknown or missing option being the user's mistake; `like` has the signature to check against."""
-    known = _arguments(like or f)
-    for key in options:
-        if key not in known:
-            raise unknown(f"config key {what}", key, known)
-    if missing := [k for k, required in known.items() if required and k not in options]:
-        raise UserError(f"config key {what}.{missing[0]} is missing; expected: {', '.join(known)}")
-    return f(**options)
+    return Program(model(dims, **options), dims, objective, rate, dtypes[t["dtype"]])
 
 
 def _dims(model: Any, part: dict, base: dict, given: dict[str, dict[str, int]]) -> Dims:
     """dims = config | source.dims | objective.dims; a knob set twice with different values is a conflict."""
     knobs = {}
-    needed = list(_arguments(model.axes))
+    needed = list(find.arguments(model.axes))
     for where, sizes in {"model": {k: v for k, v in part.items() if k in needed}, **given}.items():
         for k, v in sizes.items():
             if k in knobs and knobs[k] != v:
@@ -190,6 +173,17 @@ class Population:
         """The states of the trials in a carry, stacked."""
         n = len(self.trials)
         return jax.tree.unflatten(jax.tree.structure(self._shapes), [x if len(x) == n else x[:n] for x in carry])
+
+    def judging(self, judges: dict[str, Any], real: Any) -> Judging:
+        """The judges of these trials; `real` is the held-out split."""
+        example = real[0]["image"] if judges else np.zeros(0)
+        painter = Painter(self.program, example.shape, self.config["sample"]["options"], self._turns, clip=example.dtype == np.uint8)
+        return Judging(judges, self.config["judge"], painter, real, (self._key, self.held_out), len(self.trials))
+
+    def averages(self, carry: list[jax.Array]) -> tuple[Any, jax.Array]:
+        """Averaged weights in a carry, padded to whole rounds of turns, and which trials are alive."""
+        state = jax.tree.unflatten(jax.tree.structure(self._shapes), carry)
+        return state.ema, state.alive
 
     def carry(self, state: State, like: list[jax.Array]) -> list[jax.Array]:
         """The carry of stacked states, such as a checkpoint's, placed as `like` is."""
@@ -293,7 +287,7 @@ class Interrupt:
             signal.signal(s, handler)
 
 
-def run(folder: Path, name: str, pop: Population, train: Any, progress: Progress, interrupt: Interrupt) -> None:
+def run(folder: Path, name: str, pop: Population, train: Any, judging: Judging, progress: Progress, interrupt: Interrupt) -> None:
     """Train a population to its last step from wherever it was, and leave records, weights of the best trials and done.json.
 
     Raises:
@@ -318,6 +312,10 @@ def run(folder: Path, name: str, pop: Population, train: Any, progress: Progress
     def write(step, values):
         log.write_scalars(step, jax.device_get(values))
 
+    def write_judged(wait=False):
+        for step, values in judging.rows(wait):
+            log.write_scalars(step, values)
+
     try:
         for step in range(start, t["steps"] + 1):
             judged = {}
@@ -326,12 +324,17 @@ def run(folder: Path, name: str, pop: Population, train: Any, progress: Progress
                 judged = jax.block_until_ready(pop.evaluate(carry))
                 mark = time.monotonic()  # an evaluation is no part of a step
                 eval_s += mark - begun
+            if judging.due(step, t["steps"]):
+                judging.judge(step, *pop.averages(carry))
             if pending is not None:
                 # the host reads step k while the device is still busy with step k + 1
                 write(*pending)
                 pending = None
             if step == t["steps"]:
                 write(step, {**judged, "diverged": ~pop.state(carry).alive})
+                if judging.judges:
+                    progress.stage(name, "judging")
+                write_judged(wait=True)
                 break
             batch = pop.put(next(feed))
             with jax.transfer_guard("disallow"):
@@ -344,11 +347,13 @@ def run(folder: Path, name: str, pop: Population, train: Any, progress: Progress
             train_s += spent
             shown = None if pending is None else _best(pending[1])
             progress.step(name, step + 1, shown, spent)
+            write_judged()
             due = now - saved > pop.config["run"]["checkpoint_seconds"]
             if interrupt.asked or due:
                 if pending is not None:
                     write(*pending)
                     pending = None
+                write_judged(wait=True)
                 log.flush()  # rows must be on disk before the step that makes them unrepeatable
                 keep.save(step + 1, pop.state(carry))
                 saved = time.monotonic()
@@ -357,6 +362,7 @@ def run(folder: Path, name: str, pop: Population, train: Any, progress: Progress
                     raise Preempted
     finally:
         feed.close()
+        judging.close()
         log.flush()
         log.close()
         keep.close()

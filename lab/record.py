@@ -132,7 +132,7 @@ class Writer:
 
 
 def read_rows(folder: Path) -> pa.Table:
-    """All rows of a population: the newest attempt of each (trial, step), sorted by trial and step.
+    """All rows of a population: the newest attempt of each (trial, step), its rows joined, sorted by trial and step.
 
     A torn last line, which a kill leaves behind, is dropped; any other damaged line raises UserError naming it.
     """
@@ -151,8 +151,10 @@ def read_rows(folder: Path) -> pa.Table:
                 raise UserError(
                     f"file {str(path)!r} line {number} is damaged; delete that line (its step is then missing) or the file"
                 ) from None
-            if key not in rows or attempt >= rows[key]["attempt"]:
+            if key not in rows or attempt > rows[key]["attempt"]:
                 rows[key] = row
+            elif attempt == rows[key]["attempt"]:  # what judges say of a step comes after its losses
+                rows[key] = rows[key] | row
     ordered = [rows[k] for k in sorted(rows)]
     columns = {k: None for row in ordered for k in row}
     return pa.table({k: [row.get(k) for row in ordered] for k in columns})

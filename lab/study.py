@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -21,9 +22,12 @@ from lab.axes import Dims
 from lab.checkpoint import Checkpoints
 from lab.data.loader import decode, open_source
 from lab.errors import UserError, unknown
+from lab.evals.subject import open_judges
+from lab.judging import Judging, Painter
 from lab.log import Progress
 from lab.optim import TRACED
 from lab.population import Population, Trial
+from lab.train import Program
 
 # Every key that a config may have, apart from what a model, an objective or a source declares itself.
 DEFAULTS = {
@@ -41,10 +45,12 @@ DEFAULTS = {
     "train": {"steps": 1000, "batch": 64, "log_every": 10, "dtype": "float32", "precision": "highest"},
     "eval": {"examples": 512, "batch": 128, "every": 250, "metric": "eval_loss"},
     "sample": {"n": 16, "options": {}},
+    # judges by name (lab/evals), on n samples of every trial at its last step and, with every > 0, along the way
+    "judge": {"names": (), "every": 0, "n": 256, "options": {}},
     # not part of a trial's identity: where and how it runs. chunk: most trials in one program, 0 for what memory allows
     "run": {"mesh": {}, "rules": {"batch": "data"}, "chunk": 0, "checkpoint_seconds": 60.0, "data_dir": "data"},
 }
-OPEN = ("model", "base", "objective", "data", "sample.options", "run.mesh", "run.rules")  # sections with keys of their own
+OPEN = ("model", "base", "objective", "data", "sample.options", "judge.options", "run.mesh", "run.rules")  # sections with keys of their own
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -165,8 +171,8 @@ def expand(experiment: Experiment, data_print: str) -> list[Trial]:
 
 
 def identity(config: dict, data_print: str) -> str:
-    """Hash of what changes a trial's result: config without where it runs and how it is shown, data, a user's own modules."""
-    kept = {k: v for k, v in config.items() if k not in ("run", "sample")}
+    """Hash of what changes a trial's result: config without where it runs, how it is shown and judged, data, a user's own modules."""
+    kept = {k: v for k, v in config.items() if k not in ("run", "sample", "judge")}
     kept["eval"] = {k: v for k, v in kept["eval"].items() if k != "metric"}
     own = [find.source_digest(f"lab.{_folder(p)}", config[p]["name"]) for p in ("model", "objective", "data")]
     text = json.dumps([kept, data_print, own], sort_keys=True, default=list)
@@ -260,7 +266,7 @@ class Study:
         theirs |= {"name": self.known["name"], "data": self.known["data"]["fingerprint"]}
         free = {*self.experiment.swept, *self.known["swept"]}
         for key in sorted(mine.keys() | theirs.keys(), key=lambda k: (k != "name", k)):
-            if key not in free and not key.startswith(("run.", "sample.")) and mine.get(key) != theirs.get(key):
+            if key not in free and not key.startswith(("run.", "sample.", "judge.")) and mine.get(key) != theirs.get(key):
                 raise UserError(
                     f"folder {str(self.folder)!r} holds another study: its {key} is {theirs.get(key)!r}, this one's is {mine.get(key)!r}; "
                     "choose another --workdir"
@@ -336,6 +342,7 @@ class Study:
             labels = {n: _label(n, g) for n, g in self.packs.items()}
             done = {n for n in self.packs if (folder / n / "done.json").exists()}
             source = Decoded(self.train) if done != set(self.packs) else None
+            judges = open_judges(self.config["judge"], self.held, self.train) if source else {}
             # small models reach a lower FLOP rate, about as FLOPs^1/3 on a CPU, so time grows as FLOPs^2/3
             effort = {n: w ** (2 / 3) for n, w in work.items()}
             with Progress(self.experiment.name, effort, steps, labels) as progress:
@@ -344,7 +351,7 @@ class Study:
                 for name in sorted(set(self.packs) - done, key=work.get):
                     pop = Population(self.packs[name], source, held_out(self.packs[name][0].config, self.held))
                     self._card(folder / name, pop)
-                    populations.run(folder / name, name, pop, source, progress, interrupt)
+                    populations.run(folder / name, name, pop, source, pop.judging(judges, self.held), progress, interrupt)
                     del pop
                 self._samples(folder, work, progress)
         return folder
@@ -370,7 +377,8 @@ class Study:
         if (folder / name / "samples.npz").exists() or not self.config["sample"]["n"]:
             return
         progress.stage(name, "sampling")
-        images, about = sample(folder, self.config["sample"]["n"], self.config["sample"]["options"], source=self.train)
+        shown = self.config["sample"]
+        images, about = sample(restored(folder, self.train), self.train.info, shown["n"], shown["options"])
         rows = np.random.default_rng(1).permutation(len(self.held))[: len(images)]
         real = np.stack([self.held[int(i)]["image"] for i in rows])
         target = folder / about["population"] / "samples.npz"
@@ -407,41 +415,65 @@ class Decoded:
         return self._source[i]
 
 
-def sample(folder: Path, n: int, options: dict, source: Any = None, trial: str = "") -> tuple[np.ndarray, dict]:
-    """`n` uint8 images from the best trial of the largest finished population (or from `trial`), and what they are.
+class Restored(NamedTuple):
+    """Averaged weights that a population kept, their program and config, and {population, trial, arm}."""
 
-    Returns:
-      images [n, h, w, c], and {population, trial, arm, labels, class_names, options}.
-    """
+    program: Program
+    weights: Any
+    config: dict
+    about: dict[str, str]
+
+
+def restored(folder: Path, source: Any, trial: str = "") -> Restored:
+    """The best trial of the largest finished population of a study, or `trial`, whose best of each arm are kept."""
     about = record.read_study(folder)
-    found = {}
-    for name in about["populations"]:
-        if (folder / name / "weights").exists():
-            card = record.read_json(folder / name / "card.json")
-            found[name] = card["parameters"]
-    if not found:
+    kept_in = [n for n in about["populations"] if (folder / n / "weights").exists()]
+    if not kept_in:
         raise UserError(f"study {str(folder)!r} has no finished population to sample from; `lab status {folder}` tells what is missing")
-    name = max(found, key=found.get)
+    name = max(kept_in, key=lambda n: record.read_json(folder / n / "card.json")["parameters"])
     if trial:
         if trial not in about["trials"]:
             raise unknown("trial", trial, about["trials"])
         name = about["trials"][trial]["population"]
     config = record.read_json(folder / name / "config.json")
-    info = about["data"]
-    h, w, c = info["image"]
-    program = populations.build(config, {"image": h, "channels": c, "classes": info["classes"]} if source is None else source.dims)
+    program = populations.build(config, source.dims)
     store = Checkpoints(folder / name / "weights")
-    meta = store.meta()
-    kept = meta["trials"]
+    kept = store.meta()["trials"]
     trial = trial or min(kept, key=lambda i: kept[i]["loss"])
     if trial not in kept:
         raise UserError(f"trial {trial!r} kept no weights (only the best of each arm does: {', '.join(kept)})")
-    described = populations.described(program)
-    weights = store.restore(dict.fromkeys(sorted(kept), described))[1][trial]
+    weights = store.restore(dict.fromkeys(sorted(kept), populations.described(program)))[1][trial]
     store.close()
+    return Restored(program, weights, config, {"population": name, "trial": trial, "arm": kept[trial]["arm"]})
+
+
+def sources(folder: Path, data_dir: str = "") -> tuple[Any, Any]:
+    """The two splits of a study's data, train and held-out; UserError where they are no longer what the study was trained on."""
+    about = record.read_study(folder)
+    config = about["config"]
+    train, held = (open_source(config["data"], s, data_dir or config["run"]["data_dir"]) for s in ("train", "eval"))
+    if train.info["fingerprint"] != about["data"]["fingerprint"]:
+        raise UserError(f"study {str(folder)!r} was trained on other data than {train.info['origin']!r} now is; its fingerprint differs")
+    return train, held
+
+
+def sample(found: Restored, info: dict, n: int, options: dict) -> tuple[np.ndarray, dict]:
+    """`n` uint8 images [n, h, w, c] of restored weights, classes in turn, and what they are."""
     labels = np.arange(n) % info["classes"]
-    draw = jax.jit(lambda p, k, y: program.sample(p, k, {"label": y}, shape=(h, w, c), **options))
-    images = np.asarray(draw(weights, jax.random.key(0), jax.numpy.asarray(labels)))
+    painter = Painter(found.program, info["image"], options)
+    images = painter.samples(jax.tree.map(lambda x: x[None], found.weights), labels)[0]
     pixels = np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)
-    told = {"population": name, "trial": trial, "arm": kept[trial]["arm"], "labels": labels}
-    return pixels, {**told, "class_names": info["class_names"], **options}
+    return pixels, {**found.about, "labels": labels, "class_names": info["class_names"], **options}
+
+
+def judged(found: Restored, train: Any, held: Any, names: list[str], n: int, options: dict) -> dict[str, float]:
+    """What judges say of restored weights: {column: value}; `options` are the sampler's."""
+    config = {**found.config["judge"], "names": names, "n": n}
+    judges = open_judges(config, held, train)
+    batches = jax.tree.map(jnp.asarray, held_out(found.config, held))
+    painter = Painter(found.program, held.info["image"], options, clip=held[0]["image"].dtype == np.uint8)
+    judging = Judging(judges, config, painter, held, (jax.random.key(populations.EVAL_KEY), batches), 1)
+    judging.judge(0, jax.tree.map(lambda x: x[None], found.weights), np.array([True]))
+    ((_, values),) = judging.rows(wait=True)
+    judging.close()
+    return {k: float(v[0]) for k, v in values.items() if k != "diverged"}

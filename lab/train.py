@@ -74,6 +74,12 @@ class Program:
 
         return {"eval_loss": mean(state.params), "eval_ema": mean(state.ema)}
 
+    def errors(self, params: Any, key: jax.Array, batches: dict) -> dict:
+        """Times t [N * B] and errors [N * B, ...] behind `evaluate`'s loss, with the same draws."""
+        keys = jax.random.split(key, jax.tree.leaves(batches)[0].shape[0])
+        t, error = jax.lax.map(lambda kb: self.objective.errors(view(params, self.dtype), *kb), (keys, batches))
+        return {"t": t.reshape(-1), "error": error.reshape(-1, *error.shape[2:])}
+
     def sample(self, params: Any, key: jax.Array, cond: dict, **options: Any) -> jax.Array:
         """Samples of one trial by the objective's sampler."""
         return self.objective.sample(view(params, self.dtype), key, cond, **options)

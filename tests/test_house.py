@@ -22,6 +22,7 @@ FLOORS = {
     "lab.study": 7,
     "lab.figures": 7,  # drawn by report from records and laws
     "lab.population": 6,
+    "lab.judging": 5.5,  # trains nothing, and population runs it
     "lab.train": 5,
     "lab.optim": 4,
     "lab.evals": 4,

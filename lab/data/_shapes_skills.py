@@ -82,6 +82,10 @@ class Skill:
         """Whether each picture shows its class, bool [N]."""
         raise NotImplementedError
 
+    def parts(self, found: Found, labels: np.ndarray) -> dict[str, np.ndarray]:
+        """Whether each picture shows each attribute of its class, bool [N], where a class has several."""
+        return {}
+
 
 class ObjectSkill(Skill):
     """One object, class = colour and shape. Judged by the surest object of a picture, which is always some class."""
@@ -99,8 +103,13 @@ class ObjectSkill(Skill):
 
     def correct(self, found: Found, labels: np.ndarray) -> np.ndarray:
         """Whether colour and shape of the surest object are the asked ones, bool [N]."""
+        return np.logical_and(*self.parts(found, labels).values())
+
+    def parts(self, found: Found, labels: np.ndarray) -> dict[str, np.ndarray]:
+        """Whether the surest object has the asked colour, and the asked shape, bool [N]."""
         at = np.arange(len(labels)), found.score.argmin(1)
-        return found.colour[at] * len(SHAPES) + found.shape[at] == labels
+        colour, shape = np.divmod(labels, len(SHAPES))
+        return {"colour": found.colour[at] == colour, "shape": found.shape[at] == shape}
 
 
 class CountSkill(Skill):
@@ -120,9 +129,13 @@ class CountSkill(Skill):
 
     def correct(self, found: Found, labels: np.ndarray) -> np.ndarray:
         """Whether number and shapes are the asked ones, bool [N]."""
+        return np.logical_and(*self.parts(found, labels).values())
+
+    def parts(self, found: Found, labels: np.ndarray) -> dict[str, np.ndarray]:
+        """Whether as many objects are found as asked, and all have the asked shape, bool [N]."""
         number, shape = np.divmod(labels, len(SHAPES))
         same = (found.shape == shape[:, None]) | ~found.present
-        return same.all(1) & (found.present.sum(1) == number + 1)
+        return {"number": found.present.sum(1) == number + 1, "shape": same.all(1)}
 
 
 class RelationSkill(Skill):

@@ -1,6 +1,5 @@
 """A source -> batches: indices shuffled by grain, arrays gathered from a set decoded once, one step ahead of the device."""
 
-import inspect
 import queue
 import threading
 from typing import Any
@@ -19,14 +18,7 @@ def open_source(config: dict, split: str, data_dir: str) -> Any:
     found = find.module("lab.data", name)
     if not hasattr(found, "Source"):
         raise unknown("config key data.name", name, find.names("lab.data"))
-    kind = found.Source
-    known = {n: p for n, p in inspect.signature(kind).parameters.items() if n not in ("split", "data_dir")}
-    for key in options:
-        if key not in known:
-            raise unknown("config key data", key, known)
-    if missing := [k for k, p in known.items() if p.default is p.empty and k not in options]:
-        raise UserError(f"config key data.{missing[0]} is missing; source {name!r} takes: {', '.join(known)}")
-    return kind(split, data_dir, **options)
+    return find.make(found.Source, options, "data", given=(split, data_dir))
 
 
 def decode(source: Any, memory: int = 2 << 30) -> dict[str, np.ndarray] | None:

@@ -179,3 +179,7 @@ class Source:
     def correct(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Whether pictures [N, size, size, 3], uint8 or floats in [-1, 1], show what their labels [N] ask for, bool [N]."""
         return self.skill.correct(find(images, self.canvas.grid), np.asarray(labels))
+
+    def parts(self, images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+        """What `correct` is made of, where a class has several attributes: whether each is right, bool [N]."""
+        return self.skill.parts(find(images, self.canvas.grid), np.asarray(labels))

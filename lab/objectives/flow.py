@@ -45,10 +45,15 @@ class Objective:
             "target": noise - x0,
         }
 
-    def loss(self, model: Callable, key: jax.Array, batch: dict) -> jax.Array:
-        """Mean squared velocity error of each example, [B]."""
+    def errors(self, model: Callable, key: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array]:
+        """Times [B], and predicted less true velocity, of the shape of the images."""
         given = self.inputs(key, batch)
         error = model({k: given[k] for k in ("x", "t", "label")}).astype(jnp.float32) - given["target"]
+        return given["t"], error
+
+    def loss(self, model: Callable, key: jax.Array, batch: dict) -> jax.Array:
+        """Mean squared velocity error of each example, [B]."""
+        error = self.errors(model, key, batch)[1]
         return jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
 
     def sample(
@@ -61,7 +66,7 @@ class Objective:
         guidance: float = 1.0,
         method: str = "heun",
     ) -> jax.Array:
-        """Images [B, *shape] in [-1, 1] for cond['label'] [B]: the flow's ODE from noise (t=1) to data (t=0).
+        """Images [B, *shape] for cond['label'] [B]: the flow's ODE from noise (t=1) to data (t=0); nothing is clipped.
 
         `method` is 'euler' or 'heun' (second order, two evaluations a step); `guidance` 1 is plain conditional sampling.
         """
@@ -88,4 +93,4 @@ class Objective:
 
         grid = jnp.linspace(1.0, 0.0, steps + 1)
         x, _ = jax.lax.scan(step, jax.random.normal(key, (n, *shape)), (grid[:-1], grid[1:]))
-        return jnp.clip(x, -1.0, 1.0)
+        return x

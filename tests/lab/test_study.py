@@ -15,6 +15,7 @@ from lab import cli, record, study
 from lab.population import Interrupt, Preempted
 
 TESTS = Path(__file__).resolve().parents[1]
+JUDGE = str(TESTS / "contrast.py")
 TEXT = '''"""Does a tiny study work?"""
 from ml_collections import ConfigDict
 def get_config():
@@ -26,6 +27,7 @@ def get_config():
     c.train = dict(steps={steps}, batch=16, log_every=1)
     c.eval = dict(examples=32, batch=16, every=10)
     c.sample = dict(n=2, options=dict(steps=2, guidance=2.0, method="euler"))
+    c.judge = dict(names={judges}, every=4, n=5)
     c.run = dict(checkpoint_seconds={seconds})
     return c
 def sweep():
@@ -40,9 +42,10 @@ def _cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "xla"))
 
 
-def experiment(folder, steps=12, widths=(32,), rates=(-8, -6), seconds=60.0, name="tiny"):
+def experiment(folder, steps=12, widths=(32,), rates=(-8, -6), seconds=60.0, name="tiny", judges=()):
     path = folder / f"{name}.py"
-    path.write_text(TEXT.format(source=str(TESTS / "waves.py"), steps=steps, widths=widths, rates=rates, seconds=seconds))
+    about = dict(steps=steps, widths=widths, rates=rates, seconds=seconds, judges=judges)
+    path.write_text(TEXT.format(source=str(TESTS / "waves.py"), **about))
     return path
 
 
@@ -62,7 +65,7 @@ class Asked(Interrupt):
 
 
 def test_a_stopped_study_goes_on_bitwise(tmp_path):
-    path = experiment(tmp_path)
+    path = experiment(tmp_path, judges=(JUDGE,))
     assert run(path, tmp_path / "whole") == 0
     folder = tmp_path / "parts" / "tiny"
     for _ in range(3):  # one step an attempt
@@ -94,7 +97,7 @@ def reached(folder, step, running):
 
 def test_a_killed_study_goes_on_bitwise(tmp_path):
     """SIGKILL in mid-population, then SIGTERM in the second attempt, then to the end."""
-    path, folder = experiment(tmp_path, steps=150, seconds=0.3), tmp_path / "parts" / "tiny"
+    path, folder = experiment(tmp_path, steps=150, seconds=0.3, judges=(JUDGE,)), tmp_path / "parts" / "tiny"
     assert run(path, tmp_path / "whole") == 0
     first = process(path, tmp_path / "parts")
     reached(folder, 60, first)
@@ -129,6 +132,26 @@ def test_report_status_and_sample_of_a_study(tmp_path, capsys):
     assert "2 trials" in capsys.readouterr().out
     assert cli.main(["sample", str(folder), "-n", "4", "--steps", "2", "--out", str(tmp_path / "grid.png")]) == 0
     assert (tmp_path / "grid.png").stat().st_size > 1000
+
+
+def test_judges_say_of_every_trial_what_the_same_command_says_later(tmp_path, capsys):
+    assert run(experiment(tmp_path, judges=(JUDGE,)), tmp_path / "runs") == 0
+    folder = tmp_path / "runs" / "tiny"
+    rows = record.table(folder).to_pylist()
+    told = [r for r in rows if r["contrast"] is not None]
+    assert sorted({r["step"] for r in told}) == [4, 8, 12]
+    assert len(told) == 6
+    last = [r for r in told if r["step"] == 12]
+    assert all(r["contrast_n"] == 5 for r in told)
+    # the errors a judge sees are those behind the recorded loss, of the averaged weights
+    assert all(r["contrast_error"] == pytest.approx(r["eval_ema"], rel=1e-5) for r in last)
+    assert last[0]["contrast"] != last[1]["contrast"]
+    capsys.readouterr()
+    assert cli.main(["sample", str(folder), "-n", "5", "--steps", "2", "--method", "euler", "--judge", JUDGE]) == 0
+    said = dict(line.split() for line in capsys.readouterr().out.splitlines()[1:])
+    best = min(last, key=lambda r: r["eval_loss"])
+    assert float(said["contrast"]) == pytest.approx(best["contrast"], rel=1e-4)
+    assert float(said["contrast_error"]) == pytest.approx(best["contrast_error"], rel=1e-4)
 
 
 def test_every_trial_diverged_is_exit_code_3(tmp_path):

@@ -1,0 +1,1 @@
+"""Judges of trained models, one file each."""

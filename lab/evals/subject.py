@@ -1,0 +1,43 @@
+"""What a judge is given, and judges found by name."""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from lab import find
+
+
+class Subject:
+    """A trained model as judges see it; what no judge asks for is never computed.
+
+    samples: image float32 [N, ...] as the model paints it, in [-1, 1] where the source has bytes, and label int32 [N].
+    errors: prediction less target on the held-out set, error float32 [M, ...], at times t float32 [M].
+    """
+
+    def __init__(self, samples: Callable[[], dict[str, np.ndarray]], errors: Callable[[], dict[str, np.ndarray]]):
+        self._samples, self._errors = samples, errors
+
+    @cached_property
+    def samples(self) -> dict[str, np.ndarray]:
+        """Samples for the labels of held-out examples."""
+        return self._samples()
+
+    @cached_property
+    def errors(self) -> dict[str, np.ndarray]:
+        """Errors on held-out examples."""
+        return self._errors()
+
+
+def open_judges(config: dict, real: Any, train: Any) -> dict[str, Any]:
+    """The judges that a config's `judge` section names: name -> judge(subject) -> columns of a record.
+
+    `real` and `train` are the two splits of the data. An unknown name or option, or a source that a judge cannot judge, raises
+    UserError.
+    """
+    judges = {}
+    for name in config["names"]:
+        options = config["options"].get(name, {})
+        judges[name] = find.make(find.module("lab.evals", name).Judge, options, f"judge.options.{name}", given=(real, train))
+    return judges

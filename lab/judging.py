@@ -1,0 +1,96 @@
+"""Judges a population's trials on a schedule, on a thread of its own: the training waits for no judge."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from lab.evals.subject import Subject
+from lab.train import Program, over_trials
+
+KEY = 20_251_125  # the noise of samples is the same for every trial of every study
+CHUNK = 128  # samples drawn at once
+
+
+def labels(real: Any, n: int) -> np.ndarray:
+    """Labels [n] of random held-out examples: samples for these are judged against the held-out set."""
+    rows = np.resize(np.random.default_rng(2).permutation(len(real))[:n], n)
+    return np.array([real[int(i)]["label"] for i in rows], np.int32)
+
+
+class Painter:
+    """Draws samples and errors of stacked weights [trials, ...]; compiled when first used."""
+
+    def __init__(self, program: Program, shape: tuple, options: dict, turns: Mesh | None = None, clip: bool = False):
+        self._clip = clip
+
+        def draw(params, key, label):
+            return program.sample(params, key, {"label": label}, shape=tuple(shape), **options)
+
+        self._draw = jax.jit(over_trials(draw, (0, None, None), turns))
+        self._errors = jax.jit(over_trials(program.errors, (0, None, None), turns))
+
+    def samples(self, params: Any, label: np.ndarray) -> np.ndarray:
+        """Images [trials, n, ...] for labels [n], cut to [-1, 1] where the source has bytes (`clip`)."""
+        n, size = len(label), min(len(label), CHUNK)
+        padded = np.resize(label, -(-n // size) * size).reshape(-1, size)
+        keys = jax.random.split(jax.random.key(KEY), len(padded))
+        images = np.concatenate([np.asarray(self._draw(params, k, jnp.asarray(y))) for k, y in zip(keys, padded, strict=True)], 1)
+        return np.clip(images[:, :n], -1.0, 1.0) if self._clip else images[:, :n]
+
+    def errors(self, params: Any, key: jax.Array, batches: dict) -> dict[str, np.ndarray]:
+        """t [trials, M] and error [trials, M, ...] on held-out batches."""
+        return jax.device_get(self._errors(params, key, batches))
+
+
+class Judging:
+    """The judges of one population. `rows()` gives (step, {column: [trials]}) of what has been judged since the last call."""
+
+    def __init__(self, judges: dict[str, Any], config: dict, painter: Painter, real: Any, held: tuple, trials: int):
+        self.judges, self.every, self.n = judges, config["every"], config["n"]
+        self._painter, self._real, self._held, self._trials = painter, real, held, trials
+        self._pool, self._waiting = ThreadPoolExecutor(1), []
+
+    def due(self, step: int, last: int) -> bool:
+        """Whether the weights after `step` steps are to be judged."""
+        return bool(self.judges) and (step == last or bool(self.every and step and step % self.every == 0))
+
+    def judge(self, step: int, params: Any, alive: jax.Array) -> None:
+        """Judge stacked weights later, whole rounds of turns of them; they are copied, as the training gives its own away."""
+        mine = jax.tree.map(jnp.copy, params), np.asarray(alive)[: self._trials]
+        self._waiting.append((step, self._pool.submit(self._values, *mine)))
+
+    def _values(self, params: Any, alive: np.ndarray) -> dict[str, np.ndarray]:
+        drawn: dict[str, Any] = {}
+
+        def once(what, call):
+            if what not in drawn:
+                drawn[what] = call()
+            return drawn[what]
+
+        def samples(i):
+            label = once("label", lambda: labels(self._real, self.n))
+            return {"image": once("image", lambda: self._painter.samples(params, label))[i], "label": label}
+
+        def errors(i):
+            return {k: v[i] for k, v in once("errors", lambda: self._painter.errors(params, *self._held)).items()}
+
+        found: list[dict] = []
+        for i in range(len(alive)):
+            subject = Subject(lambda i=i: samples(i), lambda i=i: errors(i))
+            found.append({k: v for judge in self.judges.values() for k, v in judge(subject).items()} if alive[i] else {})
+        columns = {k: None for row in found for k in row}
+        return {k: np.array([row.get(k, np.nan) for row in found]) for k in columns} | {"diverged": ~alive}
+
+    def rows(self, wait: bool = False) -> list[tuple[int, dict]]:
+        """What is judged by now, or with `wait` all that was asked for."""
+        ready: list[tuple[int, Future]] = [(s, f) for s, f in self._waiting if wait or f.done()]
+        self._waiting = [x for x in self._waiting if x not in ready]
+        return [(step, f.result()) for step, f in ready]
+
+    def close(self) -> None:
+        """Drop what is not begun."""
+        self._pool.shutdown(cancel_futures=True)
