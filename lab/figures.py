@@ -159,6 +159,25 @@ def law(points: dict[str, tuple], laws: dict[str, Law], held: dict[str, Holdout]
     return figure
 
 
+def judged(rows: list[dict], name: str) -> Figure:
+    """A judge's number `name` against training FLOPs by arm, with its interval, its ceiling and its chance or floor where there are."""
+    figure = Figure(figsize=(5.4, 3.5))
+    ax = figure.subplots()
+    for i, arm in enumerate(sorted({r["arm"] for r in rows}, reverse=True)):
+        mine = sorted((r for r in rows if r["arm"] == arm and name in r), key=lambda r: r["flops"])
+        flops, value = (np.array([r[k] for r in mine], float) for k in ("flops", name))
+        low, high = (np.array([r.get(f"{name}_{side}", r[name]) for r in mine], float) for side in ("low", "high"))
+        reach = [np.maximum(value - low, 0), np.maximum(high - value, 0)]
+        ax.errorbar(flops, value, reach, fmt="o-", ms=5, capsize=2.5, color=ARMS[i % len(ARMS)], label=arm)
+    for side, line in (("ceiling", "--"), ("chance", ":"), ("floor", ":")):
+        if found := [r[f"{name}_{side}"] for r in rows if f"{name}_{side}" in r]:
+            ax.axhline(np.mean(found), ls=line, color="0.4", lw=1.1, label=side)
+    ax.set_xscale("log")
+    ax.set(xlabel="training FLOPs of one trial", ylabel=name)
+    ax.legend()
+    return figure
+
+
 def training(curves: dict[str, dict[float, tuple]], rung: str) -> Figure:
     """Training loss against step of the best trial of each rung, raw and smoothed; `curves[arm][rung]` is (steps, loss)."""
     figure, axes = _panels(list(curves))

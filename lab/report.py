@@ -34,6 +34,7 @@ class Findings(NamedTuple):
     laws: dict[str, power.Law]  # fitted to all rungs but the largest
     held: dict[str, power.Holdout]
     difference: tuple[float, tuple[float, float] | None] | None  # |drift| of standard minus that of mup, and its interval
+    judged: list[dict]  # what judges say of the best trial of each arm and rung: arm, rung, flops and a column a number
 
 
 # ---- reading
@@ -110,7 +111,34 @@ def find(folder: Path) -> Findings:
         if len(set(x.tolist())) >= 3 and (x > 0).all() and (y > 0).all():
             held[arm] = power.holdout(x, y)
             laws[arm] = held[arm].law
-    return Findings(study, metric, rung, trials, curves, transfers, points, laws, held, _difference(curves, transfers))
+    judged = _judged(folder, study, trials)
+    return Findings(study, metric, rung, trials, curves, transfers, points, laws, held, _difference(curves, transfers), judged)
+
+
+def judges(study: dict) -> list[str]:
+    """Names of a study's judges, which their columns begin with."""
+    return [Path(n).stem.rpartition(".")[2] for n in study["config"].get("judge", {}).get("names", ())]
+
+
+def _judged(folder: Path, study: dict, trials: list[dict]) -> list[dict]:
+    named = judges(study)
+    last = {r["trial"]: r for r in record.finals(folder).to_pylist()} if named else {}
+    out = []
+    for r in _best(trials).values():
+        said = {k: v for k, v in last.get(r["trial"], {}).items() if v is not None and any(k == n or k.startswith(f"{n}_") for n in named)}
+        if said:
+            out.append({k: r[k] for k in ("arm", "rung", "trial", "flops", "loss")} | said)
+    return sorted(out, key=lambda r: (r["arm"], r["rung"]))
+
+
+def _best(trials: list[dict]) -> dict[tuple, dict]:
+    """(arm, rung) -> the finished trial of least loss."""
+    best: dict[tuple, dict] = {}
+    for r in trials:
+        key = r["arm"], r["rung"]
+        if np.isfinite(r["loss"]) and r["loss"] < best.get(key, {"loss": np.inf})["loss"]:
+            best[key] = r
+    return best
 
 
 def _difference(curves: dict, transfers: dict[str, Transfer], draws: int = 400) -> tuple | None:
@@ -228,11 +256,7 @@ def _seeds(c: dict[str, np.ndarray], rung: float) -> tuple[np.ndarray, ...]:
 
 
 def _training(folder: Path, f: Findings) -> dict[str, dict[float, tuple]]:
-    best: dict[tuple, dict] = {}
-    for r in f.trials:
-        key = r["arm"], r["rung"]
-        if np.isfinite(r["loss"]) and r["loss"] < best.get(key, {"loss": np.inf})["loss"]:
-            best[key] = r
+    best = _best(f.trials)
     rows = record.table(folder).select(["trial", "step", "loss"]).to_pylist() if best else []
     out: dict[str, dict] = {arm: {} for arm in f.transfers}
     for (arm, rung), r in best.items():
@@ -280,6 +304,10 @@ def draw(folder: Path, f: Findings) -> dict[str, tuple[Figure, str]]:
     if curves := _training(folder, f):
         said = f"Training loss of the best trial of each {rung}; faint: as recorded, bold: running mean."
         out["training"] = figures.training(curves, rung), said
+    for name in judges(f.study):
+        if any(name in r for r in f.judged):
+            said = "Bars: interval. Dashed: the same on real examples. Dotted: chance or the least that so few samples can show."
+            out[f"judge_{name}"] = figures.judged(f.judged, name), f"Judge {name}, best trial of each size, against training FLOPs. {said}"
     if shown := _samples(folder, f):
         out["samples"] = shown
     return out
@@ -291,7 +319,7 @@ def _bounds(name: str, pair: tuple[float, float] | None, scale: float = 1.0) -> 
 
 def tables(folder: Path, f: Findings) -> dict[str, list[dict[str, Any]]]:
     """The tables of the report by name, each a list of rows."""
-    rung, out = _leaf(f.rung), {"transfer": [], "optima": [], "laws": [], "run_times": [], "trials": []}
+    rung, out = _leaf(f.rung), {"transfer": [], "optima": [], "laws": [], "run_times": [], "judges": [], "trials": []}
     for arm, t in f.transfers.items():
         for r, o in zip(t.rungs, t.optima, strict=True):
             gone = sum(x["state"] == "diverged" for x in f.trials if x["arm"] == arm and x["rung"] == r)
@@ -309,6 +337,9 @@ def tables(folder: Path, f: Findings) -> dict[str, list[dict[str, Any]]]:
             card, times = record.read_json(folder / name / "card.json"), record.read_json(folder / name / "timing.json")
             row = {"population": name, "trials": len(pop["trials"]), "parameters": card["parameters"]}
             out["run_times"].append(row | times | {"device": f"{card['devices']} x {card['device']}"})
+    if f.judged:
+        columns = {k: None for r in f.judged for k in r if f.rung or k != "rung"}
+        out["judges"] = [{rung if k == "rung" else k: r.get(k) for k in columns} for r in f.judged]
     left_out = {"finished"} if f.rung else {"finished", "rung"}
     out["trials"] = [{rung if k == "rung" else k: v for k, v in r.items() if k not in left_out} for r in f.trials]
     return {k: v for k, v in out.items() if v}
@@ -322,6 +353,7 @@ TITLES = {
     "optima": "Optima",
     "laws": "Power laws, judged on the largest size",
     "run_times": "Run times (seconds)",
+    "judges": "What judges say of the best trial of each size",
     "trials": "All trials",
 }
 STYLE = """body{font:15px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif;max-width:60em;margin:2.5em auto;padding:0 1.2em;color:#1f2328}

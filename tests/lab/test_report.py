@@ -7,6 +7,8 @@ import sys
 
 import numpy as np
 import planted
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
@@ -244,3 +246,27 @@ assert not [m for m in sys.modules if m.split(".")[0] in ("jaxlib", "flax", "opt
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (folder / "report.html").exists()
+
+
+def test_what_judges_say_of_the_best_trials_is_shown(tmp_path, quick):
+    folder = planted.study(tmp_path, diverged={("standard", 256, -4)})
+    about = record.read_study(folder)
+    about["config"]["judge"] = {"names": ["oracle"]}
+    record.write_json(folder / "study.json", about)
+    for path in folder.glob("*/rows.parquet"):
+        table = pq.read_table(path)
+        loss = table["eval_loss"].to_numpy(zero_copy_only=False)
+        share = 1.0 - loss / 4  # the better the loss, the better the judge
+        columns = {"oracle": share, "oracle_low": share - 0.05, "oracle_high": share + 0.05, "oracle_chance": 0 * share + 0.1}
+        for name, values in columns.items():
+            table = table.append_column(name, pa.array(values, from_pandas=True))
+        pq.write_table(table, path)
+    report.report(folder)
+    told = rows(folder, "judges")
+    assert [(r["arm"], int(r["width"])) for r in told] == [(a, w) for a in ("mup", "standard") for w in planted.WIDTHS]
+    for r in told:
+        assert float(r["oracle"]) == pytest.approx(1.0 - float(r["loss"]) / 4)
+        # the best rate tried, at most half an octave from the optimum
+        assert float(r["loss"]) <= planted.best(int(r["width"])) + planted.CURVE / 4 + 1e-9
+    assert (folder / "figures" / "judge_oracle.png").exists()
+    assert "Judge oracle" in (folder / "report.html").read_text()

@@ -67,5 +67,5 @@ def test_the_exact_velocity_of_a_field_errs_as_theory_says():
 
 def test_bad_options_are_one_line():
     world = field.Source("eval", "", size=4)
-    with pytest.raises(UserError, match="judge.options.spectrum.times=0 must be a whole number"):
+    with pytest.raises(UserError, match=r"judge\.options\.spectrum\.times=0 must be a whole number"):
         spectrum.Judge(world, world, times=0)
