@@ -8,14 +8,26 @@ import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from lab.errors import UserError, unknown
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are the one line that all of the lab's are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; `{self.prog} --help` tells what is")
+
+    def _check_value(self, action: argparse.Action, value: str) -> None:
+        if action.choices is not None and value not in action.choices:
+            raise unknown("command", value, action.choices)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lab", description="A scaling laboratory for image generators.")
+    parser = Parser(prog="lab", description="A scaling laboratory for image generators.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, call: Callable, about: str, target: str | None = None, help_target: str = "") -> argparse.ArgumentParser:
@@ -66,12 +78,14 @@ def main(argv: list[str] | None = None) -> int:
                 argv[i], argv[i + 1] = f"{a}={argv[i + 1]}", ""
         overrides = [a for a in argv if a.startswith("--config.")]
         argv = [a for a in argv if a and not a.startswith("--config.")]
-    args = _parser().parse_args(argv)
-    args.overrides = overrides
     # every core is a device on which trials take their turn; jax reads this as it is imported, and on a CPU alone
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cores))
     try:
+        args, odd = _parser().parse_known_args(argv)
+        if odd:
+            raise unknown(f"argument of lab {args.command}", odd[0], _options(args.command))
+        args.overrides = overrides
         if overrides and args.command not in ("run", "plan", "audit"):
             raise UserError(f"{overrides[0]} has no meaning for `lab {args.command}`")
         return args.call(args) or 0
@@ -86,6 +100,12 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
 
+def _options(command: str) -> list[str]:
+    """The options that a command takes."""
+    sub = next(a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction)).choices[command]
+    return [o for a in sub._actions for o in a.option_strings if o.startswith("--")] + ["--config.KEY=VALUE"]
+
+
 def _jax() -> None:
     """Settings that hold for every command that computes: the compile cache is on."""
     import jax
@@ -97,17 +117,17 @@ def _jax() -> None:
 
 def _study(args: argparse.Namespace, folder: bool = False):
     from lab import study
+    from lab.log import console
 
     _jax()
     experiment = study.load(args.experiment, args.overrides)
+    console.print(f"{experiment.name}: opening data", markup=False)
     return study.Study(experiment, Path(args.workdir) / experiment.name if folder else None)
 
 
 def _run(args: argparse.Namespace) -> int:
-    from lab.log import console
     from lab.population import Interrupt, Preempted
 
-    console.print(f"{args.experiment}: opening data", markup=False)
     study = _study(args, folder=True)
     try:
         with Interrupt() as interrupt:
@@ -116,9 +136,11 @@ def _run(args: argparse.Namespace) -> int:
         print("lab: stopped, state saved; the same command goes on from here", file=sys.stderr)
         return 75
     from lab import record, report
+    from lab.log import console
 
     states = record.status(folder)
     wanted = [states[i] for i in study.trials]
+    console.print("drawing the report", markup=False)
     page = report.report(folder)
     print(report.headline(folder))
     print(f"report: {page}")
@@ -188,18 +210,21 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _sample(args: argparse.Namespace) -> None:
-    if args.n < 1 or args.steps < 1:
-        raise UserError(f"-n={args.n} and --steps={args.steps} must be at least 1")
+    for option, value in (("-n", args.n), ("--steps", args.steps)):
+        if value < 1:
+            raise UserError(f"{option}={value} must be at least 1")
     from lab import record
 
     folder = Path(args.study)
     record.read_study(folder)
     from lab import report, study
+    from lab.log import console
 
     _jax()
     options = {"steps": args.steps, "guidance": args.guidance, "method": args.method}
     train, held = study.sources(folder, args.data_dir)
     found = study.restored(folder, train, args.trial)
+    console.print(f"compiling the sampler of trial {found.about['trial']} and drawing {args.n} samples", markup=False)
     if args.judge:
         print(f"{args.n} samples of trial {found.about['trial']} ({found.about['arm']}, {found.about['population']})")
         for column, value in study.judged(found, train, held, args.judge, args.n, options).items():
@@ -258,7 +283,7 @@ def _show(args: argparse.Namespace, options: dict) -> None:
     report.grid(images, names, Path(args.out))
     for key, value in source.info.items():
         text = str(value)
-        print(f"{key}: {text if len(text) < 200 else text[:197] + '...'}")
+        print(f"{key}: {text if len(text) < 2000 else text[:1997] + '...'}")
     print(f"{len(images)} of {len(source)} examples: {args.out}")
 
 

@@ -10,15 +10,24 @@ class UserError(Exception):
 
 def nearest(name: str, options: Iterable[str]) -> str:
     """` (nearest: 'x')` for the closest of `options`, or an empty string when none is close."""
-    options = [str(o) for o in options]
-    close = difflib.get_close_matches(str(name), options, n=1, cutoff=0.5)
-    tails = [o for o in options if o.rsplit(".", 1)[-1] == str(name).rsplit(".", 1)[-1]]
-    best = tails[:1] or close
-    return f" (nearest: {best[0]!r})" if best else ""
+    close = ranked(name, options)[:1]
+    return f" (nearest: {close[0]!r})" if close and _likeness(str(name), close[0]) >= 0.5 else ""
+
+
+def ranked(name: str, options: Iterable[str]) -> list[str]:
+    """`options`, those most like `name` first."""
+    return sorted(map(str, options), key=lambda o: (-_likeness(str(name), o), o))
+
+
+def _likeness(name: str, option: str) -> float:
+    """0 to 1; a dotted key whose last part was given alone, or under another section, is nearly as like as a misspelt one."""
+    ratio = difflib.SequenceMatcher(None, name, option).ratio()
+    same = "." in option and "/" not in option and option.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]
+    return max(ratio, 0.85 if same else 0.0)
 
 
 def unknown(what: str, name: str, options: Iterable[str]) -> UserError:
     """The error for a name that is not among `options`."""
-    options = sorted(str(o) for o in options)
+    options = ranked(name, options)
     listed = ", ".join(options[:12]) + (", ..." if len(options) > 12 else "")
     return UserError(f"{what} {name!r} is unknown{nearest(name, options)}; expected one of: {listed}")

@@ -134,8 +134,11 @@ def drift(transfers: dict[str, Transfer], rung: str) -> Figure:
     return figure
 
 
-def law(points: dict[str, tuple], laws: dict[str, Law], held: dict[str, Holdout], metric: str) -> Figure:
-    """Best loss of each rung against training FLOPs, with the law fitted to all rungs but the largest and its forecast there."""
+def law(points: dict[str, tuple], laws: dict[str, Law], held: dict[str, Holdout], metric: str, least: float | None = None) -> Figure:
+    """Best loss of each rung against training FLOPs, with the law fitted to all rungs but the largest and its forecast there.
+
+    `least` is a loss that no model beats.
+    """
     figure = Figure(figsize=(5.4, 3.5))
     ax = figure.subplots()
     for i, (arm, (flops, loss)) in enumerate(points.items()):
@@ -148,6 +151,8 @@ def law(points: dict[str, tuple], laws: dict[str, Law], held: dict[str, Holdout]
         if arm in held:
             told = f"forecast of the largest, {100 * held[arm].error:+.1f}%"
             ax.plot(flops.max(), held[arm].predicted, "D", ms=6.5, mfc="none", color=colour, label=told)
+    if least is not None:
+        ax.axhline(least, ls=":", color="0.4", lw=1.1, label="least possible")
     ax.set_xscale("log")
     ax.set(xlabel="training FLOPs of one trial", ylabel=f"best {metric}")
     every = np.concatenate([x for x, _ in points.values()])
@@ -196,11 +201,12 @@ def training(curves: dict[str, dict[float, tuple]], rung: str) -> Figure:
 
 
 def smoothed(y: np.ndarray, share: float = 0.1) -> np.ndarray:
-    """Centred running mean over `share` of the points; near the ends it narrows, so that it stays centred."""
+    """Running mean over `share` of the points; it narrows at the start, where a loss is steep, and looks back alone at the end."""
     n, total = len(y), np.concatenate([[0.0], np.cumsum(y)])
     at = np.arange(n)
-    half = np.minimum(np.minimum(at, n - 1 - at), max(1, int(share * n / 2)))
-    return (total[at + half + 1] - total[at - half]) / (2 * half + 1)
+    half = np.minimum(at, max(1, int(share * n / 2)))
+    low, high = at - half, np.minimum(at + half + 1, n)
+    return (total[high] - total[low]) / (high - low)
 
 
 def shown(images: np.ndarray) -> np.ndarray:

@@ -13,6 +13,8 @@ from typing import Any
 
 from lab.errors import UserError, unknown
 
+KINDS = {"lab.data": "Source", "lab.evals": "Judge"}  # packages in which helpers lie beside the parts, and what a part exports
+
 
 def module(package: str, name: str) -> ModuleType:
     """The module called `name`: of `package` ('dit'), by dotted path ('mypkg.dit') or from a file ('./dit.py').
@@ -37,17 +39,18 @@ def module(package: str, name: str) -> ModuleType:
     except ModuleNotFoundError as e:
         if not dotted.startswith(e.name or ""):
             raise UserError(f"{dotted!r} needs the package {e.name!r}, which is not installed") from e
-        raise unknown(package.rsplit(".", 1)[-1].rstrip("s") + " name", name, names(package)) from None
+        kind = KINDS.get(package, package.rsplit(".", 1)[-1].rstrip("s"))
+        raise unknown(f"{kind.lower()} name", name, names(package)) from None
 
 
 def names(package: str) -> list[str]:
     """The parts that `package` ships; of lab.data and lab.evals the modules that define one, beside which helpers lie."""
     found = importlib.import_module(package)
     shipped = sorted(m.name for m in pkgutil.iter_modules(found.__path__))
-    if package not in (kinds := {"lab.data": "Source", "lab.evals": "Judge"}):
+    if package not in KINDS:
         return shipped
     files = {n: Path(importlib.util.find_spec(f"{package}.{n}").origin) for n in shipped}
-    return [n for n, file in files.items() if f"\nclass {kinds[package]}" in file.read_text()]
+    return [n for n, file in files.items() if f"\nclass {KINDS[package]}" in file.read_text()]
 
 
 def arguments(call: Callable, given: tuple[str, ...] = ("self", "dims")) -> dict[str, bool]:
@@ -62,7 +65,9 @@ def check(call: Callable, options: dict, what: str, given: tuple[str, ...] = ("s
         if key not in known:
             raise unknown(f"config key {what}", key, known)
     if missing := [k for k, required in known.items() if required and k not in options]:
-        raise UserError(f"config key {what}.{missing[0]} is missing; expected: {', '.join(known)}")
+        kinds = {n: p.annotation for n, p in inspect.signature(call).parameters.items()}
+        told = [k if kinds[k] is inspect.Parameter.empty else f"{k} ({getattr(kinds[k], '__name__', kinds[k])})" for k in known]
+        raise UserError(f"config key {what}.{missing[0]} is missing; expected: {', '.join(told)}")
 
 
 def make(call: Callable, options: dict, what: str, given: tuple = ()) -> Any:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from lab.errors import UserError
 
 SCHEMA = 1
+KEYS = ("trial", "step", "attempt")  # columns that every row has
 NOT_RESULTS = ("wall", "attempt")  # what may differ between two runs of the same study
 
 
@@ -99,9 +100,12 @@ def _packed(folder: Path) -> list[dict]:
     if not path.exists():
         return []
     try:
-        return pq.read_table(path).to_pylist()
+        rows = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as e:
         raise UserError(f"file {str(path)!r} is damaged ({str(e).splitlines()[0]}); delete its folder and run again") from None
+    if missing := [c for c in KEYS if c not in rows.column_names]:
+        raise UserError(f"file {str(path)!r} has no column {missing[0]!r}; restore it, or delete its folder and run again")
+    return rows.to_pylist()
 
 
 class Writer:
@@ -200,12 +204,23 @@ def finals(folder: Path) -> pa.Table:
     return rows.filter(pa.array([i in trials and step == trials[i]["steps"] for i, step in pairs]))
 
 
+def finished(folder: Path) -> bool:
+    """Whether a population is done; UserError where it says so and its rows are gone."""
+    if not (Path(folder) / "done.json").exists():
+        return False
+    if not (Path(folder) / "rows.parquet").exists():
+        raise UserError(
+            f"file {str(Path(folder) / 'rows.parquet')!r} is missing, though its population is done; restore it, or delete its folder and run again"
+        )
+    return True
+
+
 def status(folder: Path) -> dict[str, str]:
     """done, diverged, running, interrupted or missing for every trial of a study."""
     folder, study = Path(folder), read_study(folder)
     busy, out = locked(folder), {}
     for name, pop in study["populations"].items():
-        if (folder / name / "done.json").exists():
+        if finished(folder / name):
             gone = set(read_json(folder / name / "done.json")["diverged"])
             out |= {i: "diverged" if i in gone else "done" for i in pop["trials"]}
         elif _segments(folder / name) or (folder / name / "rows.parquet").exists():

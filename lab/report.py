@@ -34,6 +34,7 @@ class Findings(NamedTuple):
     laws: dict[str, power.Law]  # fitted to all rungs but the largest
     held: dict[str, power.Holdout]
     difference: tuple[float, tuple[float, float] | None] | None  # |drift| of standard minus that of mup, and its interval
+    floor: tuple[float, float] | None  # least possible loss on this data and its standard error, where a world knows it
     judged: list[dict]  # what judges say of the best trial of each arm and rung: arm, rung, flops and a column a number
 
 
@@ -68,6 +69,11 @@ def _leaf(key: str | None) -> str:
 def _trials(folder: Path, study: dict, rung: str | None, metric: str) -> list[dict]:
     last = {r["trial"]: r for r in record.finals(folder).to_pylist()}
     states, arms, config = record.status(folder), _arms(study, rung), study["config"]
+    for name in study["populations"]:
+        if record.finished(folder / name) and metric not in record.read_rows(folder / name).column_names:
+            raise UserError(
+                f"file {str(folder / name / 'rows.parquet')!r} has no column {metric!r}; restore it, or delete its folder and run again"
+            )
     rows = []
     for i, t in study["trials"].items():
         r = last.get(i, {})
@@ -112,7 +118,21 @@ def find(folder: Path) -> Findings:
             held[arm] = power.holdout(x, y)
             laws[arm] = held[arm].law
     judged = _judged(folder, study, trials)
-    return Findings(study, metric, rung, trials, curves, transfers, points, laws, held, _difference(curves, transfers), judged)
+    return Findings(
+        study, metric, rung, trials, curves, transfers, points, laws, held, _difference(curves, transfers), floor(study), judged
+    )
+
+
+def floor(study: dict) -> tuple[float, float] | None:
+    """Least possible loss of a study's objective on its data, and its standard error; None where it is not known.
+
+    A world gives it by density of times, with labels and without; a hidden label counts by the share that hides it.
+    """
+    best, objective = study["data"].get("best_loss"), study["config"].get("objective", {})
+    if not isinstance(best, dict) or objective.get("name") != "flow" or objective.get("time") not in best:
+        return None
+    at, hidden = best[objective["time"]], objective["label_drop"]
+    return (1 - hidden) * at["conditional"] + hidden * at["marginal"], at["error"]
 
 
 def judges(study: dict) -> list[str]:
@@ -196,6 +216,8 @@ def _sentence(arm: str, t: Transfer, rung: str) -> str:
     least = "at least " if t.optima[-1].edge else ""
     cost = "diverges" if np.isinf(t.penalty) else f"costs {least}{t.penalty:.2%} in loss{_interval(t.penalty_interval, '.2%')}"
     moved = f"drift {t.drift:+.2f} octaves{_interval(t.drift_interval, '+.2f')} from {rung} {t.rungs[0]:g} to {t.rungs[-1]:g}{edge}"
+    if t.wander > max(STAYS, abs(t.drift)):
+        moved += f", though optima in between spread over {t.wander:.2f}"
     return f"{arm}: {answer}: {moved}; at {rung} {t.rungs[-1]:g}, the rate that is best at {t.rungs[0]:g} {cost}."
 
 
@@ -221,12 +243,26 @@ def _caveats(f: Findings) -> str:
     said = []
     if f.difference:
         said.append(f"|drift| of standard minus |drift| of mup: {f.difference[0]:+.2f} octaves{_interval(f.difference[1], '+.2f')}.")
+    said += _levels(f)
     seeds = min(t.seeds for t in f.transfers.values())
     said.append("One seed: no interval." if seeds == 1 else f"{seeds} seeds" + (": too few for an interval." if seeds < 3 else "."))
     left = sum(not r["finished"] for r in f.trials)
     if left:
         said.append(f"Unfinished: {left} of {len(f.trials)} trials have not reached their last step.")
     return " ".join(said)
+
+
+def _levels(f: Findings) -> list[str]:
+    """How the arms compare at the largest size, each at its own best rate, and what the least possible loss is."""
+    size = max(r for t in f.transfers.values() for r in t.rungs)
+    best = {a: t.optima[-1].loss for a, t in f.transfers.items() if t.rungs[-1] == size and np.isfinite(t.optima[-1].loss)}
+    said = []
+    if len(best) > 1:
+        where = f"at {_leaf(f.rung)} {size:g}, each at its own best rate" if f.rung else "each at its own best rate"
+        said.append(f"Best {f.metric} {where}: {', '.join(f'{a} {v:.4f}' for a, v in sorted(best.items(), key=lambda x: x[1]))}.")
+    if f.floor is not None:
+        said.append(f"Least possible {f.metric} on this world: {f.floor[0]:.4f} +-{f.floor[1]:.4f}.")
+    return said
 
 
 def conclusion(f: Findings) -> list[str]:
@@ -300,7 +336,9 @@ def draw(folder: Path, f: Findings) -> dict[str, tuple[Figure, str]]:
         fitted = [f"{a}: exponent {h.law.exponent:.3f}, forecast off by {h.error:+.2%}" for a, h in f.held.items()]
         told = f" Dashed: a power law fitted to all sizes but the largest; diamonds: its forecast there ({'; '.join(fitted)})."
         said = "Best loss of each size against training FLOPs." + told * bool(fitted)
-        out["loss_against_flops"] = figures.law(f.points, f.laws, f.held, f.metric), said
+        least = None if f.floor is None else f.floor[0]
+        said += " Dotted: the least loss that is possible on this world." * (least is not None)
+        out["loss_against_flops"] = figures.law(f.points, f.laws, f.held, f.metric, least), said
     if curves := _training(folder, f):
         said = f"Training loss of the best trial of each {rung}; faint: as recorded, bold: running mean."
         out["training"] = figures.training(curves, rung), said
@@ -372,6 +410,8 @@ pre{background:#f6f8fa;padding:1em;overflow-x:auto;font-size:.82em;border-radius
 def _cell(v: Any) -> str:
     if v is None or (isinstance(v, float) and np.isnan(v)):
         return ""
+    if isinstance(v, float) and np.isinf(v):
+        return "diverges"
     return f"{v:.4g}" if isinstance(v, float) and not v.is_integer() else f"{v:,.0f}" if isinstance(v, int | float) else str(v)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from lab import axes, cost, find, record
+from lab import axes, cost, find, parametrization, record
 from lab import population as populations
 from lab.axes import Dims
 from lab.checkpoint import Checkpoints
@@ -78,6 +78,8 @@ def load(path: str, overrides: Iterable[str] = ()) -> Experiment:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise UserError(f"experiment file {path!r} has no function get_config(); expected one that returns a ConfigDict")
         given = module.get_config()
         points = list(module.sweep()) if hasattr(module, "sweep") else [{}]
     except UserError:
@@ -85,12 +87,14 @@ def load(path: str, overrides: Iterable[str] = ()) -> Experiment:
     except Exception as e:
         raise UserError(f"experiment file {path!r} fails: {type(e).__name__}: {str(e).splitlines()[0]}") from e
     config = _complete(given)
+    _counts(config)
     flat = _flatten(config.to_dict())
     swept = sorted({k for p in points for k in p})
     for key in swept:
         if key not in flat:
             raise unknown("swept key", key, flat)
     points = _apply(config, overrides, points, swept)
+    _counts(config)
     text = file.read_text()
     return Experiment(file.stem, (module.__doc__ or "").strip(), text, config, points, swept)
 
@@ -128,8 +132,19 @@ def _set(config: ConfigDict, leaf: str, value: Any, key: str) -> None:
         if kind is float and type(value) is int:
             value = float(value)
         if type(value) is not kind:
-            raise UserError(f"config key {key}={value!r} is of type {type(value).__name__}; expected {kind.__name__} such as {old!r}")
+            raise UserError(
+                f"config key {key}={value!r} is of type {type(value).__name__}, where the config or its default has {old!r}; "
+                f"expected both of one type"
+            )
     config[leaf] = value
+
+
+def _counts(config: ConfigDict) -> None:
+    """UserError for a number of things that is less than one."""
+    for key in ("train.steps", "train.batch", "train.log_every", "eval.examples", "eval.batch", "eval.every", "judge.n"):
+        section, leaf = key.split(".")
+        if config[section][leaf] < 1:
+            raise UserError(f"config key {key}={config[section][leaf]} must be at least 1")
 
 
 def _apply(config: ConfigDict, overrides: Iterable[str], points: list[dict], swept: list[str]) -> list[dict]:
@@ -165,6 +180,7 @@ def expand(experiment: Experiment, data_print: str) -> list[Trial]:
             _set(config[parent] if parent else config, leaf, value, key)
         full = config.to_dict()
         arm = point.get("arm") or full["parametrization"]["name"]
+        parametrization.table(**full["parametrization"])  # its name is checked before anything is traced
         trial = Trial(identity(full, data_print), arm, full, point)
         trials[trial.id] = trial
     return list(trials.values())
@@ -340,7 +356,7 @@ class Study:
             work = self.work()
             steps = {n: g[0].config["train"]["steps"] for n, g in self.packs.items()}
             labels = {n: _label(n, g) for n, g in self.packs.items()}
-            done = {n for n in self.packs if (folder / n / "done.json").exists()}
+            done = {n for n in self.packs if record.finished(folder / n)}
             source = Decoded(self.train) if done != set(self.packs) else None
             judges = open_judges(self.config["judge"], self.held, self.train) if source else {}
             # small models reach a lower FLOP rate, about as FLOPs^1/3 on a CPU, so time grows as FLOPs^2/3
@@ -427,7 +443,8 @@ class Restored(NamedTuple):
 def restored(folder: Path, source: Any, trial: str = "") -> Restored:
     """The best trial of the largest finished population of a study, or `trial`, whose best of each arm are kept."""
     about = record.read_study(folder)
-    kept_in = [n for n in about["populations"] if (folder / n / "weights").exists()]
+    done = [n for n in about["populations"] if record.finished(folder / n)]
+    kept_in = [n for n in done if set(about["populations"][n]["trials"]) - set(record.read_json(folder / n / "done.json")["diverged"])]
     if not kept_in:
         raise UserError(f"study {str(folder)!r} has no finished population to sample from; `lab status {folder}` tells what is missing")
     name = max(kept_in, key=lambda n: record.read_json(folder / n / "card.json")["parameters"])
@@ -437,14 +454,20 @@ def restored(folder: Path, source: Any, trial: str = "") -> Restored:
         name = about["trials"][trial]["population"]
     config = record.read_json(folder / name / "config.json")
     program = populations.build(config, source.dims)
+    if not (folder / name / "weights").exists():
+        raise UserError(f"folder {str(folder / name / 'weights')!r} is missing; restore it, or delete {name!r} and run again")
     store = Checkpoints(folder / name / "weights")
     kept = store.meta()["trials"]
     trial = trial or min(kept, key=lambda i: kept[i]["loss"])
     if trial not in kept:
         raise UserError(f"trial {trial!r} kept no weights (only the best of each arm does: {', '.join(kept)})")
-    weights = store.restore(dict.fromkeys(sorted(kept), populations.described(program)))[1][trial]
+    weights = store.restore(dict.fromkeys(sorted(kept), populations.described(program)))
     store.close()
-    return Restored(program, weights, config, {"population": name, "trial": trial, "arm": kept[trial]["arm"]})
+    if weights is None:
+        raise UserError(
+            f"weights of population {name!r} are damaged; restore {str(folder / name / 'weights')!r}, or delete {name!r} and run again"
+        )
+    return Restored(program, weights[1][trial], config, {"population": name, "trial": trial, "arm": kept[trial]["arm"]})
 
 
 def sources(folder: Path, data_dir: str = "") -> tuple[Any, Any]:

@@ -98,8 +98,8 @@ class Canvas:
     def __init__(self, size: int, grid: int):
         if type(size) is not int or not 8 <= size <= 64:
             raise UserError(f"config key data.size={size!r} must be a whole number from 8 to 64")
-        if grid not in (2, 3) or size < 4 * grid:
-            raise UserError(f"config key data.grid={grid!r} must be 2, or 3 where data.size is at least 12 (it is {size})")
+        if grid not in (1, 2, 3) or size < 4 * grid:
+            raise UserError(f"config key data.grid={grid!r} must be 1, 2, or 3 where data.size is at least 12 (it is {size})")
         self.size, self.grid, self.cell = size, grid, size // grid
         self.cells, self.origin = grid * grid, (size - grid * self.cell) // 2
         self.sides = (max(3, round(0.55 * self.cell)), max(4, round(0.8 * self.cell)))

@@ -95,6 +95,8 @@ class Source:
         examples: int = 0,
     ):
         self.canvas = canvas(size, grid)
+        if grid == 1 and skill != "object":
+            raise UserError(f"config key data.grid=1 has room for one object; data.skill={skill!r} needs 2 or 3")
         shown = {"skill": skill, "combinations": combinations, "seed": seed, "examples": examples}
         _check({**shown, "density": density, "extras": extras}, split)
         self.skill, self.seed, self.split, self.density, self.extras = SKILLS[skill](self.canvas), seed, split, density, tuple(extras)

@@ -67,7 +67,7 @@ class Transfer(NamedTuple):
     rungs: list[float]
     optima: list[Optimum]
     drift: float  # octaves from the smallest to the largest rung; negative: downwards
-    slope: float  # octaves per doubling of the rung
+    slope: float  # octaves per doubling of the rung, least squares over all rungs
     penalty: float  # relative loss at the largest rung of the smallest rung's optimum over its own optimum
     drift_interval: tuple[float, float] | None
     penalty_interval: tuple[float, float] | None
@@ -77,6 +77,12 @@ class Transfer(NamedTuple):
     def stays(self) -> bool:
         """Whether the optimum moves by no more than STAYS octaves over the ladder."""
         return bool(abs(self.drift) <= STAYS)
+
+    @property
+    def wander(self) -> float:
+        """Octaves between the highest and the lowest optimum of all rungs."""
+        at = [o.log2_lr for o in self.optima if np.isfinite(o.log2_lr)]
+        return max(at) - min(at) if at else np.nan
 
     @property
     def bounded(self) -> bool:

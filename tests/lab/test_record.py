@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import pyarrow.parquet as pq
 import pytest
 
 from lab import record
@@ -115,6 +116,33 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(UserError, match=r"rows.parquet.* is damaged"):
         record.read_rows(tmp_path)
+
+
+@pytest.mark.parametrize("column", record.KEYS)
+def test_a_parquet_file_without_a_column_is_named(tmp_path, column):
+    write(tmp_path, [row("a", 0)])
+    record.compact(tmp_path)
+    file = tmp_path / "rows.parquet"
+    pq.write_table(pq.read_table(file).drop_columns([column]), file)
+    with pytest.raises(UserError, match=f"rows.parquet' has no column '{column}'"):
+        record.read_rows(tmp_path)
+
+
+def test_rows_that_are_gone_of_a_done_population_are_named(study):
+    write(study / "p", [row("a", 0), row("b", 0)])
+    record.compact(study / "p")
+    record.write_json(study / "p" / "done.json", {"trials": ["a", "b"], "diverged": []})
+    (study / "p" / "rows.parquet").unlink()
+    with pytest.raises(UserError, match=r"rows\.parquet' is missing, though its population is done"):
+        record.status(study)
+
+
+def test_what_is_said_later_of_a_step_joins_its_row(tmp_path):
+    write(tmp_path, [row("a", 4), row("a", 8)])
+    write(tmp_path, [row("a", 8, attempt=2, loss=1.5), {**row("a", 8, attempt=2), "loss": 1.5, "oracle": 0.75}])
+    first, second = record.read_rows(tmp_path).to_pylist()
+    assert (second["loss"], second["oracle"], second["attempt"]) == (1.5, 0.75, 2)
+    assert first["oracle"] is None
 
 
 def test_a_second_writer_is_told_who_the_first_is_and_may_write_when_it_is_gone(study):

@@ -248,6 +248,37 @@ assert not [m for m in sys.modules if m.split(".")[0] in ("jaxlib", "flax", "opt
     assert (folder / "report.html").exists()
 
 
+def test_a_metric_that_is_gone_is_named_and_no_answer_is_given(tmp_path):
+    folder = planted.study(tmp_path)
+    path = folder / "width64" / "rows.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["eval_loss"]), path)
+    with pytest.raises(UserError, match=r"rows\.parquet' has no column 'eval_loss'"):
+        report.find(folder)
+
+
+@pytest.mark.parametrize("objective, told", [({"name": "flow", "time": "uniform", "label_drop": 0.25}, 0.35), ({"name": "other"}, None)])
+def test_the_least_loss_of_a_world_is_told(tmp_path, objective, told):
+    folder = planted.study(tmp_path)
+    about = record.read_study(folder)
+    about["config"]["objective"] = objective
+    about["data"]["best_loss"] = {"uniform": {"conditional": 0.3, "marginal": 0.5, "error": 0.01}}
+    record.write_json(folder / "study.json", about)
+    said = report.headline(folder)
+    assert (f"Least possible eval_loss on this world: {told:.4f} +-0.0100." in said) if told else ("Least possible" not in said)
+
+
+def test_arms_are_compared_at_the_largest_size_and_wandering_optima_are_told(tmp_path):
+    folder = planted.study(tmp_path, {"standard": -3.0, "mup": 0.0})
+    said = report.headline(folder)
+    assert "Best eval_loss at width 256, each at its own best rate: " in said
+    assert all(f"{arm} {planted.best(256):.4f}" in said for arm in ("mup", "standard"))
+    assert "spread over" not in said
+    f = report.find(folder)
+    middle = f.transfers["mup"].optima[1]._replace(log2_lr=-5.0)
+    wandering = f.transfers["mup"]._replace(optima=[f.transfers["mup"].optima[0], middle, *f.transfers["mup"].optima[2:]])
+    assert "though optima in between spread over 1.00" in report._sentence("mup", wandering, "width")
+
+
 def test_what_judges_say_of_the_best_trials_is_shown(tmp_path, quick):
     folder = planted.study(tmp_path, diverged={("standard", 256, -4)})
     about = record.read_study(folder)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,6 +133,12 @@ def test_report_status_and_sample_of_a_study(tmp_path, capsys):
     assert "2 trials" in capsys.readouterr().out
     assert cli.main(["sample", str(folder), "-n", "4", "--steps", "2", "--out", str(tmp_path / "grid.png")]) == 0
     assert (tmp_path / "grid.png").stat().st_size > 1000
+    for part in folder.glob("*/weights/**/d/*"):
+        if part.is_file():
+            part.write_bytes(bytes(part.stat().st_size))
+    assert "are damaged" in mistake(capsys, "sample", str(folder))
+    shutil.rmtree(next(folder.glob("*/weights")))
+    assert "weights' is missing" in mistake(capsys, "sample", str(folder))
 
 
 def test_judges_say_of_every_trial_what_the_same_command_says_later(tmp_path, capsys):
