@@ -57,13 +57,20 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--out", default="samples.png", help="picture to write (default: samples.png)")
     sample.add_argument("--judge", action="append", default=[], metavar="NAME", help="judge the samples instead, by a judge of lab/evals")
     sample.add_argument("--data-dir", default="", help="where the study's data lies (default: where it lay)")
-    data = command("data", _data, "list the sources; build, verify or show one", "action", "list, build, verify or show")
+    actions = "list, build, verify, show or encode"
+    data = command("data", _data, "list the sources; build, verify, show or encode one", "action", actions)
     data.add_argument("name", nargs="?", help="source, such as icons")
     data.add_argument("options", nargs="*", help="the source's options as in a config's data section, such as size=16")
     data.add_argument("--data-dir", default="data")
     data.add_argument("-n", type=int, default=32, help="show: how many examples")
     data.add_argument("--out", default="data.png", help="show: picture to write (default: data.png)")
-    bench = command("bench", _bench, "measure against a peer: step, sweep or compile", "what", "step, sweep or compile")
+    data.add_argument("--with", dest="function", metavar="FILE.py:FUNCTION", help="encode: batch of arrays -> arrays, 'image' or 'tokens'")
+    data.add_argument("--to", help="encode: folder of the encoded set, absolute or within --data-dir")
+    data.add_argument("--batch", type=int, default=64, help="encode: examples the function gets at once (default: 64)")
+    data.add_argument("--shard-examples", type=int, default=8192, help="encode: examples a file (default: 8192)")
+    data.add_argument("--devices", type=int, default=0, help="encode: how many devices (default: all)")
+    data.add_argument("--eval-examples", type=int, default=0, help="encode: first so many of eval (default: all)")
+    bench = command("bench", _bench, "measure against a peer: step, sweep, compile or data", "what", "step, sweep, compile or data")
     bench.add_argument("rest", nargs=argparse.REMAINDER)
     return parser
 
@@ -239,7 +246,7 @@ def _sample(args: argparse.Namespace) -> None:
 def _data(args: argparse.Namespace) -> None:
     from lab import find
 
-    if args.action not in (actions := ("list", "build", "verify", "show")):
+    if args.action not in (actions := ("list", "build", "verify", "show", "encode")):
         raise unknown("lab data", args.action, actions)
     if args.action == "list":
         for name in find.names("lab.data"):
@@ -250,15 +257,34 @@ def _data(args: argparse.Namespace) -> None:
     options = dict(_option(text) for text in args.options)
     if args.action == "show":
         return _show(args, options)
+    if args.action == "encode":
+        return _encode(args, options)
     source = find.module("lab.data", args.name)
     if not hasattr(source, args.action):
         raise UserError(f"source {args.name!r} keeps no files of its own; it has nothing to {args.action}")
     call = getattr(source, args.action)
-    known = [n for n in inspect.signature(call).parameters if n != "data_dir"]
+    known = {n: p for n, p in inspect.signature(call).parameters.items() if n != "data_dir"}
+    options = {**({"size": 16} if "size" in known else {}), **options}
+    wanted = [n for n, p in known.items() if p.default is p.empty]
     for key in options:
         if key not in known:
             raise unknown(f"option of lab data {args.action} {args.name}", key, known)
-    print(call(args.data_dir, **{"size": 16, **options}))
+    if missing := [k for k in wanted if k not in options]:
+        raise UserError(f"lab data {args.action} {args.name} wants {missing[0]}=...")
+    print(call(args.data_dir, **options))
+
+
+def _encode(args: argparse.Namespace, options: dict) -> None:
+    for key, value in (("--with", args.function), ("--to", args.to)):
+        if not value:
+            raise UserError(f"lab data encode {args.name} wants {key}; such as --with vae.py:encode --to latents")
+    from lab.data import encode, encoded
+
+    _jax()
+    config, more = {"name": args.name, **options}, {"batch": args.batch, "shard_examples": args.shard_examples, "devices": args.devices}
+    encode.encode(config, args.data_dir, args.function, args.to, args.eval_examples, **more)
+    print(encoded.verify(args.data_dir, args.to))
+    print(f'c.data = dict(name="encoded", path="{args.to}")')
 
 
 def _option(text: str) -> tuple[str, object]:

@@ -256,7 +256,9 @@ class Records(Scalars):
         rows = []
         for i, t in enumerate(self.trials):
             row = {"trial": t.id, "arm": t.arm, "seed": t.config["seed"], "step": step, "examples": seen}
-            row |= {"epochs": seen / self.examples, "flops": seen * self.flops, "wall": wall, "attempt": self.writer.attempt}
+            # an epoch is a permutation, so nothing is seen twice before everything was seen once
+            row |= {"epochs": seen / self.examples, "unique": min(seen, self.examples), "flops": seen * self.flops}
+            row |= {"wall": wall, "attempt": self.writer.attempt}
             values = {k: np.asarray(v)[i].item() for k, v in scalars.items()}
             gone = values["diverged"]
             rows.append(row | {k: (None if gone and k != "diverged" else v) for k, v in values.items()})
@@ -304,7 +306,8 @@ def run(folder: Path, name: str, pop: Population, train: Any, judging: Judging, 
     pop.compile(carry)
     per_example = pop.flops()
     log = Records(writer, pop.trials, t["batch"], len(train), per_example)
-    feed = loader.Loader(train, t["batch"], pop.seeds, start)
+    host = (jax.process_index(), jax.process_count())
+    feed = loader.Loader(train, t["batch"], pop.seeds, start, host, pop.config["run"]["workers"])
     pending, saved, mark, spent = None, time.monotonic(), time.monotonic(), 0.0
     train_s = eval_s = 0.0
     progress.skip(name, "training", start)

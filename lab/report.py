@@ -517,10 +517,12 @@ def report(folder: Path, out: Path | None = None) -> Path:
 def examples(source: Any, n: int) -> tuple[np.ndarray, list[str]]:
     """The first `n` examples of a source as uint8 images [n, h, w, c], and their captions or the names of their classes.
 
-    Float images are shown from -1 (black) to 1 (white), tokens on a grey scale over the vocabulary.
+    A source's own `picture(i)` goes first; float images are shown from -1 (black) to 1 (white), tokens on a grey scale over the vocabulary.
     """
     items = [source[i] for i in range(min(n, len(source)))]
-    if "image" in items[0]:
+    if hasattr(source, "picture"):
+        pictures = np.stack([source.picture(i) for i in range(len(items))])
+    elif "image" in items[0]:
         pictures = np.stack([x["image"] for x in items])
     else:
         tokens = np.stack([x["tokens"] for x in items])

@@ -47,8 +47,9 @@ DEFAULTS = {
     "sample": {"n": 16, "options": {}},
     # judges by name (lab/evals), on n samples of every trial at its last step and, with every > 0, along the way
     "judge": {"names": (), "every": 0, "n": 256, "options": {}},
-    # not part of a trial's identity: where and how it runs. chunk: most trials in one program, 0 for what memory allows
-    "run": {"mesh": {}, "rules": {"batch": "data"}, "chunk": 0, "checkpoint_seconds": 60.0, "data_dir": "data"},
+    # not part of a trial's identity: where and how it runs. chunk: most trials in one program, 0 for what memory allows;
+    # workers: processes that read data which memory cannot hold, 0 for threads
+    "run": {"mesh": {}, "rules": {"batch": "data"}, "chunk": 0, "checkpoint_seconds": 60.0, "data_dir": "data", "workers": 0},
 }
 OPEN = ("model", "base", "objective", "data", "sample.options", "judge.options", "run.mesh", "run.rules")  # sections with keys of their own
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")

@@ -1,14 +1,27 @@
-"""A source -> batches: indices shuffled by grain, arrays gathered from a set decoded once, one step ahead of the device."""
+"""A source -> batches: indices shuffled by grain, arrays gathered from a set decoded once, a few steps ahead of the device.
 
-import queue
-import threading
+A batch is a function of (seed, step), so grain may read steps in threads or worker processes and no state but the step is needed:
+the state of grain's own prefetching, read back with another number of workers, would silently give other batches.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import cloudpickle
 import grain
 import numpy as np
+from absl import flags
+from rich.progress import Progress
 
 from lab import find
 from lab.errors import UserError, unknown
+from lab.log import console
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def open_source(config: dict, split: str, data_dir: str) -> Any:
@@ -21,57 +34,96 @@ def open_source(config: dict, split: str, data_dir: str) -> Any:
     return find.make(found.Source, options, "data", given=(split, data_dir))
 
 
+def fetch(source: Any, rows: Sequence[int]) -> list[dict]:
+    """Examples `rows` of a source, read together where it can (`__getitems__`)."""
+    return source.__getitems__(rows) if hasattr(source, "__getitems__") else [source[i] for i in rows]
+
+
+def numeric(item: dict) -> dict[str, np.ndarray]:
+    """What of an example an array can hold: all but its caption."""
+    arrays = {k: np.asarray(v) for k, v in item.items()}
+    return {k: v for k, v in arrays.items() if v.dtype.kind in "iufb"}
+
+
 def decode(source: Any, memory: int = 2 << 30) -> dict[str, np.ndarray] | None:
     """Numeric arrays of a whole source, stacked; None where they need more than `memory` bytes."""
     if hasattr(source, "arrays"):
         return source.arrays
-    first = {k: np.asarray(v) for k, v in source[0].items() if np.asarray(v).dtype.kind in "iufb"}
-    if sum(v.nbytes for v in first.values()) * len(source) > memory:
+    first, n = numeric(source[0]), len(source)
+    if sum(v.nbytes for v in first.values()) * n > memory:
         return None
-    out = {k: np.empty((len(source), *v.shape), v.dtype) for k, v in first.items()}
-    for i in range(len(source)):
-        item = source[i]
-        for k in out:
-            out[k][i] = item[k]
+    out = {k: np.empty((n, *v.shape), v.dtype) for k, v in first.items()}
+
+    def fill(start: int) -> None:
+        rows = range(start, min(start + 32, n))
+        for i, item in zip(rows, fetch(source, rows), strict=True):
+            for k, v in out.items():
+                v[i] = item[k]
+
+    with ThreadPoolExecutor(CORES) as pool:  # pictures are decoded outside Python's lock
+        for _ in shown(pool.map(fill, range(0, n, 32)), -(-n // 32), "decoding"):
+            pass
     return out
 
 
-class Loader:
-    """Endless batches {key: [seeds, batch, ...]}; the batch at (seed, step) is the same wherever the iteration starts.
+def shown(work: Iterable, total: int, what: str, after: float = 5.0) -> Iterator:
+    """`work`, with a bar and an ETA once it has taken `after` seconds."""
+    began, bar = time.monotonic(), Progress(console=console)
+    task = bar.add_task(what, total=total)
+    try:
+        for x in work:
+            yield x
+            if not bar.live.is_started and time.monotonic() - began > after:
+                bar.start()
+            bar.advance(task)
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
-    Each seed has an order of its own, shuffled anew every epoch. `state` is the step, all there is to save.
-    """
 
-    def __init__(self, source: Any, batch: int, seeds: list[int], start: int = 0):
-        if batch > len(source):
-            raise UserError(f"train.batch={batch} is larger than the source, which has {len(source)} examples")
-        self._source, self._arrays, self._step = source, decode(source), start
-        orders = [grain.MapDataset.range(len(source)).seed(s).shuffle().repeat().batch(batch) for s in seeds]
-        self._queue: queue.Queue = queue.Queue(maxsize=4)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._fill, args=(orders, start), daemon=True)
-        self._thread.start()
+class _Steps:
+    """Step -> a host's part of the batch: an endless source for grain, which may send it to worker processes."""
 
-    def _fill(self, orders: list, step: int) -> None:
-        while not self._stop.is_set():
-            try:
-                item = self._gather(np.stack([order[step] for order in orders]))
-            except Exception as e:  # handed to the consumer, whose thread can raise it
-                item = e
-            while not self._stop.is_set():
-                try:
-                    self._queue.put(item, timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
-            step += 1
+    def __init__(self, source: Any, arrays: dict | None, batch: int, seeds: list[int], host: tuple[int, int]):
+        self._source, self._arrays, self._batch = source, arrays, batch
+        self._orders = [grain.MapDataset.range(len(source)).seed(s).shuffle().repeat() for s in seeds]
+        size = batch // host[1]
+        self._part = range(host[0] * size, (host[0] + 1) * size)
 
-    def _gather(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+        rows = np.array([[order[step * self._batch + i] for i in self._part] for order in self._orders])
         if self._arrays is not None:
             return {k: v[rows] for k, v in self._arrays.items()}
-        items = [[self._source[int(i)] for i in row] for row in rows]
-        keys = [k for k, v in items[0][0].items() if np.asarray(v).dtype.kind in "iufb"]
-        return {k: np.stack([np.stack([item[k] for item in row]) for row in items]) for k in keys}
+        items = fetch(self._source, rows.ravel().tolist())
+        return {k: np.stack([item[k] for item in items]).reshape(*rows.shape, *v.shape) for k, v in numeric(items[0]).items()}
+
+
+class Loader:
+    """Endless batches {key: [seeds, batch / hosts, ...]}; the batch at (seed, step) is the same wherever the iteration starts.
+
+    Each seed has an order of its own, shuffled anew every epoch. `host` = (i, n) gets the i-th of n slices of each batch. A set that
+    is not held in memory is read by `workers` processes (0: by threads of this one). `state` is the step, all there is to save.
+    """
+
+    def __init__(self, source: Any, batch: int, seeds: list[int], start: int = 0, host: tuple[int, int] = (0, 1), workers: int = 0):
+        if batch > len(source):
+            raise UserError(f"train.batch={batch} is larger than the source, which has {len(source)} examples")
+        if batch % host[1]:
+            raise UserError(f"train.batch={batch} must be a multiple of the number of hosts, {host[1]}, which share it")
+        if type(workers) is not int or not 0 <= workers <= 512:
+            raise UserError(f"config key run.workers={workers!r} must be a whole number from 0 to 512")
+        arrays = decode(source)
+        steps = grain.MapDataset.source(_Steps(source, arrays, batch, seeds, host))[start:]
+        threads = 1 if arrays is not None else 2 if workers else max(2, min(CORES, 16))
+        order = steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(4, threads)))
+        if workers and arrays is None:
+            _ready_to_send(source, workers)
+            order = order.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+        self._step, self._batches = start, iter(order)
+        self._batches.start_prefetch()
 
     @property
     def state(self) -> dict[str, int]:
@@ -82,13 +134,23 @@ class Loader:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        item = self._queue.get()
-        if isinstance(item, Exception):
-            raise item
+        batch = next(self._batches)
         self._step += 1
-        return item
+        return batch
 
     def close(self) -> None:
         """Stop reading ahead."""
-        self._stop.set()
-        self._thread.join(timeout=5)
+        self._batches.close()
+
+
+def _ready_to_send(source: Any, workers: int) -> None:
+    """Make this process able to start grain's workers, which are new interpreters, and `source` able to reach them."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # grain reads flags of its own, which nobody has parsed outside absl's app
+    for name, module in list(sys.modules.items()):
+        if name.startswith("lab_user_"):  # a part from a user's file has no name that another process could import
+            cloudpickle.register_pickle_by_value(module)
+    try:
+        cloudpickle.dumps(source)
+    except Exception as e:
+        raise UserError(f"config key run.workers={workers}: the source cannot be sent to a process ({e}); expected 0") from e

@@ -1,5 +1,6 @@
-"""What sources that read stored files share: digests of the files, and a quiet tensorflow-datasets."""
+"""What sources that read or write stored files share: digests of files, locks, whole writes, and a quiet tensorflow-datasets."""
 
+import fcntl
 import hashlib
 import io
 import json
@@ -10,6 +11,7 @@ import warnings
 from collections.abc import Iterable
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
+from typing import Any
 
 from rich.progress import track
 
@@ -27,6 +29,33 @@ def quiet_tfds():
 
         tfds.disable_progress_bar()
         yield tfds
+
+
+@contextmanager
+def writing(folder: Path, hint: str):
+    """The one writer of `folder`, whose parents are made; a second waits, however the first ends. UserError ends with `hint`."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = (folder.parent / f".{folder.name}.lock").open("w")
+    except OSError as e:
+        raise UserError(f"folder {str(folder)!r} cannot be written ({e.strerror}); {hint}") from e
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            console.print(f"waiting for another process that writes {folder}", markup=False)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader finds the old file or the whole new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as f:
+        json.dump(value, f, indent=1)
+        f.flush()
+        os.fsync(f.fileno())
+    temporary.rename(path)
 
 
 def digests(folder: Path, names: Iterable[str], data_dir: str) -> dict[str, str]:

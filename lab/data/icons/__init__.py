@@ -4,7 +4,6 @@ Built once per size with progress, as ArrayRecord through tensorflow-datasets; e
 opened, and the set is built again if anything is damaged.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from lab.data.icons import raster
-from lab.data.stored import quiet_tfds
+from lab.data.stored import quiet_tfds, writing
 from lab.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -53,13 +52,7 @@ def damage(folder: Path) -> str | None:
 def build(data_dir: str, size: int, sets: tuple[str, ...] = raster.SETS) -> Path:
     """Build the set unless a sound one is there; returns its folder. Safe against kills and a second builder."""
     folder = _folder(data_dir, size, sets)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = (folder.parent / f".{folder.name}.lock").open("w")
-    except OSError as e:
-        raise UserError(f"data_dir={str(data_dir)!r} cannot be written ({e.strerror}); set --config.run.data_dir=FOLDER") from e
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with writing(folder, "set --config.run.data_dir=FOLDER"):
         wrong = damage(folder)
         if wrong is None:
             return folder

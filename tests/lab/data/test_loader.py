@@ -1,26 +1,18 @@
 """Batches are a function of (seed, step); an epoch is a permutation; errors reach the consumer."""
 
+import multiprocessing
+import threading
+
 import numpy as np
 import pytest
+import small
+from rows import Rows
 from small import Source
 
-from lab.data.loader import Loader, decode, open_source
+from lab import population
+from lab.data import loader as loading
+from lab.data.loader import Loader, decode, open_source, shown
 from lab.errors import UserError
-
-
-class Rows:
-    """A source without arrays, to stream: each example is its own number."""
-
-    def __init__(self, n=24, broken=None):
-        self.n, self.broken = n, broken
-
-    def __len__(self):
-        return self.n
-
-    def __getitem__(self, i):
-        if i == self.broken:
-            raise UserError(f"example {i} is damaged")
-        return {"row": np.int32(i), "caption": str(i)}
 
 
 class Held(Rows):
@@ -43,7 +35,7 @@ def take():
     yield call
     for loader in opened:
         loader.close()
-        assert not loader._thread.is_alive()
+    assert not [p for p in multiprocessing.active_children() if "grain" in p.name]
 
 
 @pytest.mark.parametrize("kind", [Rows, Held])
@@ -54,9 +46,8 @@ def test_batch_is_the_same_wherever_the_iteration_starts(take, kind):
             np.testing.assert_array_equal(a["row"], b["row"])
 
 
-def test_streamed_and_held_are_the_same_and_captions_stay_behind(take, monkeypatch):
+def test_streamed_and_held_are_the_same_and_captions_stay_behind(take, streamed):
     held = take(Held(), 5)
-    monkeypatch.setattr("lab.data.loader.decode", lambda source: None)
     for a, b in zip(held, take(Rows(), 5), strict=True):
         assert a.keys() == b.keys() == {"row"}
         np.testing.assert_array_equal(a["row"], b["row"])
@@ -75,6 +66,22 @@ def test_an_epoch_covers_every_example_once_and_is_shuffled_anew(take):
     np.testing.assert_array_equal(np.sort(rows, -1), np.broadcast_to(np.arange(24), rows.shape))
     assert (rows[:, 0] != rows[:, 1]).any()
     assert (rows[:, 1] != rows[:, 2]).any()
+
+
+def test_so_many_distinct_examples_are_seen_as_records_say(take):
+    class Writer:
+        attempt, rows = 1, []
+
+        def append(self, rows):
+            self.rows += rows
+
+    writer, seen = Writer(), set()
+    log = population.Records(writer, small.trials([{}]), batch=6, examples=10, flops=1.0)
+    for step, b in enumerate(take(Held(10), 4), 1):
+        seen |= set(b["row"][0].tolist())
+        log.write_scalars(step, {"diverged": np.array([False])})
+        assert writer.rows[-1]["unique"] == len(seen)
+    assert [r["unique"] for r in writer.rows] == [6, 10, 10, 10]
 
 
 def test_batches_may_cross_epochs(take):
@@ -107,13 +114,122 @@ def test_state_is_the_next_step(take):
     np.testing.assert_array_equal(after["row"], take(Held(), 1, seeds=[0], start=5)[0]["row"])
 
 
-def test_an_error_while_reading_ahead_reaches_the_consumer(take, monkeypatch):
-    monkeypatch.setattr("lab.data.loader.decode", lambda source: None)
+@pytest.fixture
+def streamed(monkeypatch):
+    """No source is held in memory."""
+    monkeypatch.setattr(loading, "decode", lambda source: None)
+
+
+def together(take, hosts, steps, source=None, **options):
+    """The rows of `steps` batches [steps, seeds, batch], the slices of all hosts put together in order."""
+    parts = [[b["row"] for b in take(source or Rows(), steps, batch=8, host=(i, hosts), **options)] for i in range(hosts)]
+    return np.concatenate(parts, axis=2)
+
+
+@pytest.mark.parametrize("kind", [Rows, Held])
+@pytest.mark.parametrize("hosts", [2, 4, 8])
+def test_hosts_share_the_same_batches(take, kind, hosts):
+    whole = together(take, 1, 9, kind())  # three epochs
+    np.testing.assert_array_equal(together(take, hosts, 9, kind()), whole)
+
+
+@pytest.mark.parametrize("workers", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_workers_give_the_same_batches_and_go_on_from_any_other_number(take, streamed, workers):
+    whole = together(take, 1, 9)
+    at = 0
+    for hosts, n, steps in ((1, 0, 2), (2, workers, 4), (4, 0, 3)):  # resumed with another number of both
+        i = hosts - 1
+        part = np.stack([b["row"] for b in take(Rows(), steps, batch=8, start=at, host=(i, hosts), workers=n)])
+        np.testing.assert_array_equal(part, np.split(whole[at : at + steps], hosts, axis=2)[i])
+        at += steps
+
+
+def test_the_comparison_of_hosts_can_fail(take):
+    whole = together(take, 1, 3)
+    halves = np.split(whole, 2, axis=2)
+    assert (np.concatenate(halves[::-1], axis=2) != whole).any()  # hosts in the wrong order
+    woven = np.stack(halves, -1).reshape(whole.shape)  # each host every second example
+    assert (woven != whole).any()
+    assert (together(take, 2, 3, start=1) != whole).any()  # resumed one step off
+
+
+USERS = """
+import numpy as np
+from lab.errors import UserError
+class Source:
+    def __init__(self, split, data_dir, broken=-1):
+        self.broken = broken
+    def __len__(self):
+        return 24
+    def __getitem__(self, i):
+        if i == self.broken:
+            raise UserError(f"example {i} is damaged")
+        return {"row": np.int32(i), "caption": str(i)}
+"""
+
+
+def test_a_source_from_a_users_file_reaches_the_workers_and_its_errors_come_back(take, streamed, tmp_path):
+    (tmp_path / "mine.py").write_text(USERS)
+    late = int(together(take, 1, 3)[2, 1, 7])
+    source = open_source({"name": str(tmp_path / "mine.py"), "broken": late}, "train", "")
+    assert type(source).__module__.startswith("lab_user_")
+    batches = Loader(source, 8, [0, 1], workers=1)
+    try:
+        np.testing.assert_array_equal(next(batches)["row"], together(take, 1, 1)[0])
+        with pytest.raises(UserError, match=f"example {late} is damaged"):
+            list(zip(range(2), batches, strict=False))
+    finally:
+        batches.close()
+
+
+def test_a_source_that_cannot_be_sent_is_named_at_once(streamed):
+    source = Rows()
+    source.lock = threading.Lock()
+    with pytest.raises(UserError, match=r"run\.workers=2: the source cannot be sent"):
+        Loader(source, 6, [0], workers=2)
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (dict(host=(0, 4)), r"train\.batch=6 must be a multiple of the number of hosts, 4"),
+        (dict(workers=-1), r"run\.workers=-1 must be a whole number"),
+        (dict(workers=1.5), r"run\.workers=1\.5 must be a whole number"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(options, said):
+    with pytest.raises(UserError, match=said):
+        Loader(Held(), batch=6, seeds=[0], **options)
+
+
+def test_examples_that_a_source_reads_together_are_the_same(take, streamed):
+    class Together(Rows):
+        asked = 0
+
+        def __getitems__(self, rows):
+            self.asked += 1
+            return [self[i] for i in rows]
+
+    source = Together()
+    for a, b in zip(take(source, 5), take(Rows(), 5), strict=True):
+        np.testing.assert_array_equal(a["row"], b["row"])
+    assert source.asked >= 5
+
+
+def test_a_bar_appears_only_where_work_is_slow(capsys):
+    assert list(shown(iter("abc"), 3, "reading")) == ["a", "b", "c"]
+    assert not capsys.readouterr().err
+    assert list(shown(iter("abc"), 3, "reading", after=0.0)) == ["a", "b", "c"]
+    assert "reading" in capsys.readouterr().err
+
+
+def test_an_error_while_reading_ahead_reaches_the_consumer(take, streamed):
     with pytest.raises(UserError, match="example 7 is damaged"):
         take(Rows(broken=7), 4)
 
 
 def test_decodes_numbers_only_and_only_within_memory():
+    np.testing.assert_array_equal(decode(Rows(n=100))["row"], np.arange(100))  # more than a thread takes at a time
     assert decode(Rows()).keys() == {"row"}
     assert decode(Rows(), memory=4 * 24 - 1) is None
     held = Held()

@@ -17,11 +17,12 @@ def test_every_source_is_listed_with_what_it_is(capsys):
 @pytest.mark.parametrize(
     "text, said",
     [
-        (["shw", "icons"], "expected one of: build, list, show, verify"),
+        (["shw", "icons"], "expected one of: show, list, build, encode, verify"),
         (["show"], "wants the name of a source"),
         (["show", "icns"], "nearest: 'icons'"),
         (["build", "icons", "sze=16"], "nearest: 'size'"),
         (["build", "folder"], "nothing to build"),
+        (["verify", "encoded"], "wants path="),
         (["show", "icons", "16"], "expected KEY=VALUE"),
     ],
 )

@@ -1,0 +1,179 @@
+"""Encoded sets, as `lab data encode` writes them: latents, tokens or features of another source, read at random from ArrayRecord.
+
+Latents are stored as bfloat16 and come out as float32. Every record has a checksum, so damage is found when it is read.
+"""
+
+import hashlib
+import json
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from lab.data import stored
+from lab.data.encode import CARD, identity, open_shards
+from lab.data.loader import shown
+from lab.data.mapped import sha256
+from lab.data.shards import Damage, Shard
+from lab.errors import UserError, nearest, unknown
+
+SPLITS = ("train", "eval")
+
+
+def _root(data_dir: str, path: str) -> Path:
+    root = Path(data_dir) / Path(path).expanduser()
+    if not any((root / s / CARD).is_file() for s in SPLITS):
+        have = [p.parent.parent.name for p in root.parent.glob(f"*/*/{CARD}")]
+        raise UserError(
+            f"config key data.path={path!r}: {str(root)!r} is no encoded set{nearest(root.name, have)}; "
+            f"expected a folder that `lab data encode` wrote, absolute or within run.data_dir={str(data_dir)!r}"
+        )
+    return root
+
+
+def _card(folder: Path) -> dict:
+    """The card of a split; UserError where it is missing, damaged or that of a set not finished."""
+    path = folder / CARD
+    try:
+        card = json.loads(path.read_text())
+        identity(card), card["moments"], [s and s["sha256"] for s in card["shards"]], card["class_names"], card["made"]["fields"]
+    except FileNotFoundError:
+        raise UserError(f"encoded set {str(folder.parent)!r} has no split {folder.name!r}; run the same `lab data encode` again") from None
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"card {str(path)!r} is damaged ({type(e).__name__}); restore it, or delete its folder and encode again") from e
+    if not card["complete"]:
+        raise UserError(f"encoded set {str(folder)!r} is not finished; run the same `lab data encode` again, it goes on from there")
+    return card
+
+
+class Source:
+    """The set in `path`, absolute or within data_dir: what its function gave, label and caption beside it.
+
+    Damage raises UserError naming shard and record; with `skip_damaged` what is damaged is left out and counted in info['skipped'].
+    """
+
+    def __init__(self, split: str, data_dir: str, path: str, skip_damaged: bool = False):
+        if split not in SPLITS:
+            raise unknown("split", split, SPLITS)
+        if type(skip_damaged) is not bool:
+            raise UserError(f"config key data.skip_damaged={skip_damaged!r} must be True or False")
+        root = _root(data_dir, path)
+        card = _card(root / split)
+        self._made, self._shards = card["made"], open_shards(root / split, card)
+        self._starts = [s.first for s in self._shards]
+        lost: list[int] = []
+        if skip_damaged:
+            lost = [i for s, f in zip(self._shards, card["shards"], strict=True) for i in _lost(s, _whole(root / split, f, data_dir))]
+        else:
+            for shard in self._shards:
+                shard.open()
+        self._rows = np.setdiff1d(np.arange(card["made"]["examples"]), lost) if lost else range(card["made"]["examples"])
+        if not len(self._rows):
+            raise UserError(f"encoded set {str(root / split)!r} has no example that is not damaged")
+        self.dims = self._dims(len(card["class_names"]))
+        self.info = self._info(card, root, lost)
+
+    def _dims(self, classes: int) -> dict[str, int]:
+        fields = self._made["fields"]
+        if "image" in fields:
+            side, _, channels = fields["image"]["shape"]
+            return {"image": side, "channels": channels, "classes": classes}
+        shape, vocabulary = fields["tokens"]["shape"], self._made["vocabulary"]
+        square = {"side": shape[0]} if len(shape) == 2 and shape[0] == shape[1] else {}
+        return {**square, "tokens": math.prod(shape), "vocabulary": vocabulary, "classes": classes}
+
+    def _info(self, card: dict, root: Path, lost: list[int]) -> dict[str, Any]:
+        made, seen = self._made, "image" if "image" in self.dims else "tokens"
+        # of both splits, so that a change of what is held out shows too
+        cards = {s: _card(root / s) for s in SPLITS if (root / s / CARD).is_file()}
+        content = [[s, c["made"], [f["sha256"] for f in c["shards"]]] for s, c in cards.items()]
+        fingerprint = hashlib.sha256(json.dumps([content, lost] if lost else content, sort_keys=True).encode()).hexdigest()[:32]
+        return {
+            **{seen: made["fields"][seen]["shape"], "classes": self.dims["classes"], "class_names": card["class_names"]},
+            **{"examples": len(self), "fingerprint": fingerprint, "origin": f"{made['encoder']} of {made['source']['origin']}"},
+            **{"best_loss": None, "encoder": made["encoder"], "scale": made["scale"], "shift": made["shift"]},
+            **{"moments": card["moments"].get(seen), "skipped": len(lost)},
+        }
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, i: int) -> dict:
+        return self.__getitems__([i])[0]
+
+    def __getitems__(self, rows: Sequence[int]) -> list[dict]:
+        """Examples `rows`, those of a shard read together."""
+        numbers = [int(self._rows[i]) for i in rows]
+        asked: dict[int, list[int]] = {}
+        for n in numbers:
+            asked.setdefault(bisect_right(self._starts, n) - 1, []).append(n)
+        found = {}
+        for k, mine in asked.items():
+            shard = self._shards[k]
+            found |= dict(zip(mine, shard.read([n - shard.first for n in mine]), strict=True))
+        return [self._item(*found[n]) for n in numbers]
+
+    def _item(self, arrays: dict[str, np.ndarray], caption: str) -> dict:
+        item = {k: v.astype(np.float32) if v.dtype == ml_dtypes.bfloat16 else v for k, v in arrays.items()}
+        if "image" in item and item["image"].dtype == np.float32:
+            item["image"] = (item["image"] - np.float32(self._made["shift"])) * np.float32(self._made["scale"])
+        return {**item, "caption": caption} if self._made["captions"] else item
+
+
+def _whole(folder: Path, about: dict, data_dir: str) -> bool:
+    """Whether a shard has the checksum that its card gives; what is known of unchanged files is kept in data_dir."""
+    return (folder / about["name"]).is_file() and stored.digests(folder, [about["name"]], data_dir)[about["name"]] == about["sha256"]
+
+
+def _lost(shard: Shard, whole: bool) -> list[int]:
+    """The examples of the set that cannot be read from a shard."""
+    if whole:
+        return []
+    return sorted(set(range(shard.first, shard.first + shard.count)) - {shard.first + i for i in shard.sound()})
+
+
+def verify(data_dir: str, path: str, skip_damaged: bool = False) -> str:
+    """A line a split that is sound, every byte having been read; UserError that names what is not.
+
+    With `skip_damaged`, what would be left out is told instead.
+    """
+    root, told = _root(data_dir, path), []
+    for split in SPLITS:
+        card = _card(root / split)
+        lost, wrong = [], []
+        parts = list(zip(open_shards(root / split, card), card["shards"], strict=True))
+        for shard, about in shown(parts, len(parts), f"verifying {root.name}/{split}"):
+            mine, said = _examine(shard, about)
+            lost += mine
+            wrong += said
+        known = {f["name"] for f in card["shards"]} | {CARD}
+        wrong += [f"file {str(p)!r} is foreign" for p in sorted((root / split).iterdir()) if p.name not in known and p.name[0] != "."]
+        about = f"{len(card['shards'])} shards, {card['made']['examples']} examples"
+        if wrong and not skip_damaged:
+            more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+            raise UserError(
+                f"{wrong[0]}{more}; {len(lost)} of {card['made']['examples']} examples are lost: encode again, or read with skip_damaged=True"
+            )
+        told.append(f"{root / split}: {about}, " + (f"{len(lost)} left out: {'; '.join(wrong)}" if wrong else "sound"))
+    return "\n".join(told)
+
+
+def _examine(shard: Shard, about: dict) -> tuple[list[int], list[str]]:
+    """The examples that are lost, and what is wrong, of a shard."""
+    if shard.path.is_file() and sha256(shard.path) == about["sha256"]:
+        return [], []
+    try:
+        shard.open()
+    except Damage as e:
+        return _lost(shard, False), [str(e)]
+    lost, said = _lost(shard, False), []
+    for n in lost:
+        try:
+            shard.read([n - shard.first])
+        except Damage as e:
+            said.append(str(e))
+    return lost, said or [f"shard {str(shard.path)!r} does not have its checksum, though every record does"]

@@ -1,0 +1,103 @@
+"""A function of batches, run on every device that jax can run it on, and checks of what it gives."""
+
+import hashlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from lab.data.loader import fetch, numeric
+from lab.errors import UserError
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+class Function:
+    """A function of a batch, on all devices where jax can trace it, else as it is; floats come out as bfloat16."""
+
+    def __init__(self, call: Callable, example: dict, devices: int):
+        self._call, self._where = call, None
+        arrays = _arrays(example)
+        try:
+            jax.eval_shape(call, arrays)
+        except Exception:  # numpy code or one that reads captions; what is wrong for good shows when it is called
+            return
+        have = jax.local_devices()
+        used = have[: devices or len(have)]
+        size = len(next(iter(arrays.values())))
+        if size % len(used):
+            raise UserError(f"batch={size} must be a multiple of the number of devices, {len(used)}")
+        mesh = jax.sharding.Mesh(np.array(used), ("batch",))
+        self._where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
+        self._jitted = jax.jit(lambda b: jax.tree.map(_half, call(b)), out_shardings=self._where)
+
+    @property
+    def devices(self) -> int:
+        """On how many devices it runs; 0 where it is not traced."""
+        return self._where.num_devices if self._where else 0
+
+    def __call__(self, batch: dict) -> dict:
+        if self._where:
+            return self._jitted(jax.device_put(_arrays(batch), self._where))
+        try:
+            return self._call(batch)
+        except Exception as e:
+            raise UserError(f"function {function_name(self._call)!r} fails: {type(e).__name__}: {(str(e).splitlines() or [''])[0]}") from e
+
+
+def _half(x: Any) -> Any:
+    return x.astype(ml_dtypes.bfloat16) if x.dtype.kind == "f" or x.dtype == ml_dtypes.bfloat16 else x
+
+
+def _arrays(batch: dict) -> dict:
+    return {k: v for k, v in batch.items() if k != "caption"}
+
+
+def function_name(function: Callable) -> str:
+    """The name of a function, or of the class of what is called."""
+    return getattr(function, "__qualname__", type(function).__qualname__)
+
+
+def function_digest(function: Callable) -> str | None:
+    """Digest of the file that a function is from; None where it is from no file."""
+    try:
+        return sha256(Path(inspect.getsourcefile(inspect.unwrap(function))))[:32]
+    except (TypeError, OSError):
+        return None
+
+
+def read_batch(source: Any, start: int, stop: int, size: int) -> dict[str, Any]:
+    """Examples start..stop as arrays [size, ...] and captions, the last repeated where there are fewer: one shape is one compile."""
+    items = fetch(source, range(start, stop))
+    items += items[-1:] * (size - len(items))
+    out: dict[str, Any] = {k: np.stack([x[k] for x in items]) for k in numeric(items[0])}
+    return out | {"caption": [x["caption"] for x in items]} if "caption" in items[0] else out
+
+
+def outputs(given: dict, batch: dict, vocabulary: int) -> dict[str, np.ndarray]:
+    """What records keep of a batch: what the function gave, checked, and the source's label where it gave none."""
+    if not isinstance(given, dict) or not given:
+        raise UserError(f"the function gives {type(given).__name__}; expected a dict of arrays with 'image' or 'tokens'")
+    given = {k: _half(np.asarray(v)) for k, v in given.items()}
+    size = len(next(iter(_arrays(batch).values())))
+    for k, v in given.items():
+        if v.ndim == 0 or len(v) != size or (v.dtype.kind not in "iub" and v.dtype != ml_dtypes.bfloat16):
+            raise UserError(f"the function's {k!r} has shape {v.shape} and type {v.dtype}; expected numbers, one row an example of {size}")
+        if v.dtype == ml_dtypes.bfloat16 and not np.isfinite(v).all():
+            raise UserError(f"the function's {k!r} has numbers that are not finite")
+    seen = given.get("image", given.get("tokens"))
+    if seen is None:
+        raise UserError(f"the function gives {', '.join(given) or 'nothing'}; expected 'image' or 'tokens', which the model sees")
+    if "image" in given and (seen.ndim != 4 or seen.shape[1] != seen.shape[2]):
+        raise UserError(f"the function's 'image' has shape {seen.shape}; expected [batch, side, side, channels]")
+    if "tokens" in given and (seen.min() < 0 or seen.max() >= vocabulary):
+        raise UserError(f"the function's 'tokens' lie in {seen.min()}..{seen.max()}; expected below vocabulary={vocabulary} (VOCABULARY)")
+    return {**{k: batch[k] for k in ("label",) if k in batch}, **given}
