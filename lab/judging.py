@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from lab.errors import UserError
 from lab.evals.subject import Subject
+from lab.log import console
 from lab.train import Program, over_trials
 
 KEY = 20_251_125  # the noise of samples is the same for every trial of every study
@@ -81,9 +83,19 @@ class Judging:
         found: list[dict] = []
         for i in range(len(alive)):
             subject = Subject(lambda i=i: samples(i), lambda i=i: errors(i))
-            found.append({k: v for judge in self.judges.values() for k, v in judge(subject).items()} if alive[i] else {})
+            found.append(self._said(subject) if alive[i] else {})
         columns = {k: None for row in found for k in row}
         return {k: np.array([row.get(k, np.nan) for row in found]) for k in columns} | {"diverged": ~alive}
+
+    def _said(self, subject: Subject) -> dict[str, float]:
+        """Columns of all judges; one that cannot judge these samples says why, and the training goes on."""
+        columns = {}
+        for name, judge in self.judges.items():
+            try:
+                columns |= judge(subject)
+            except UserError as e:
+                console.print(f"judge {name}: {e}; no verdict", markup=False)
+        return columns
 
     def rows(self, wait: bool = False) -> list[tuple[int, dict]]:
         """What is judged by now, or with `wait` all that was asked for."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from lab.data import _shapes_text as words
 from lab.data._shapes_oracle import attributes, find, grounds, nearest, parse
-from lab.data._shapes_scene import PALETTE, SIZES, Object, Scene, canvas
+from lab.data._shapes_scene import COLOURS, PALETTE, SHAPES, SIZES, Object, Scene, canvas
 from lab.data._shapes_skills import PARTS, SKILLS, Draws
 from lab.data.world import check
 from lab.errors import UserError, unknown
@@ -185,3 +185,16 @@ class Source:
     def parts(self, images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
         """What `correct` is made of, where a class has several attributes: whether each is right, bool [N]."""
         return self.skill.parts(find(images, self.canvas.grid), np.asarray(labels))
+
+    @property
+    def trait_names(self) -> dict[str, tuple[str, ...]]:
+        """The values of each of `traits`; cells are numbered in reading order."""
+        cells = tuple(str(k) for k in range(self.canvas.cells))
+        return {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "cell": cells}
+
+    def traits(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Shape, colour, size and cell of the surest object of each picture, int [N], -1 where none is found; images as of `correct`."""
+        f = find(images, self.canvas.grid)
+        at = np.arange(len(images)), f.score.argmin(1)
+        values = {"shape": f.shape[at], "colour": f.colour[at], "size": f.size[at], "cell": at[1]}
+        return {k: np.where(f.present[at], v, -1) for k, v in values.items()}

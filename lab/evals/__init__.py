@@ -1,1 +1,1 @@
-"""Judges of trained models, one file each."""
+"""Judges of samples, one file each with a class Judge, and the measures they are made of; numpy and scipy only."""

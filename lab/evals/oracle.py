@@ -3,9 +3,9 @@
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from lab.errors import UserError
+from lab.evals.intervals import wilson
 
 LEVEL = 0.9  # coverage of the interval
 
@@ -25,7 +25,7 @@ class Judge:
     def __call__(self, subject: Any) -> dict[str, float]:
         images, labels = subject.samples["image"], subject.samples["label"]
         right = np.asarray(self.source.correct(images, labels))
-        low, high = binomtest(int(right.sum()), len(right)).proportion_ci(LEVEL, "wilson")
+        low, high = wilson(right.sum(), len(right), LEVEL)
         real = [self.source[i] for i in range(min(self.ceiling, len(self.source)))]
         shown = self.source.correct(np.stack([x["image"] for x in real]), np.array([x["label"] for x in real]))
         out = {"oracle": right.mean(), "oracle_low": low, "oracle_high": high}
