@@ -150,6 +150,10 @@ class Source:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def caption(self, i: int) -> str | None:
+        """The caption of example `i`, without its image being decoded."""
+        return self.rows[i].caption
+
     def __getitem__(self, i: int) -> dict:
         row = self.rows[i]
         path = str(self.folder / row.name)

@@ -14,10 +14,16 @@ from lab.errors import unknown
 
 TIMES = {"uniform": lambda u: u, "logit_normal": lambda u: jax.nn.sigmoid(ndtri(u))}
 METHODS = ("euler", "heun")
+NULL = {"label": -1, "text": 0}  # what a condition is filled with where it is hidden
+
+
+def _hidden(given: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The conditions of `given`, each one hidden."""
+    return {k: jnp.full_like(given[k], fill) for k, fill in NULL.items() if k in given}
 
 
 class Objective:
-    """`label_drop` is the share of examples whose label is hidden, for classifier-free guidance (arXiv 2207.12598)."""
+    """`label_drop` is the share of examples whose label and text are hidden, for classifier-free guidance (arXiv 2207.12598)."""
 
     dims: ClassVar[dict[str, int]] = {}
 
@@ -27,7 +33,10 @@ class Objective:
         self.time, self.label_drop = TIMES[time], label_drop
 
     def inputs(self, key: jax.Array, batch: dict) -> dict[str, jax.Array]:
-        """x_t, t and label as the model takes them, and the velocity `target`; images are uint8 or in [-1, 1]."""
+        """x_t, t, label and, where the batch has it, text as the model takes them, and the velocity `target`.
+
+        Images are uint8 or in [-1, 1]. One draw hides both the label and the text of an example.
+        """
         k_offset, k_noise, k_drop = jax.random.split(key, 3)
         x0 = batch["image"]
         x0 = x0.astype(jnp.float32) / 127.5 - 1.0 if x0.dtype == jnp.uint8 else x0
@@ -38,18 +47,15 @@ class Objective:
         noise = jax.random.normal(k_noise, x0.shape)
         s = t.reshape(-1, *[1] * (x0.ndim - 1))
         dropped = jax.random.bernoulli(k_drop, self.label_drop, (n,))
-        return {
-            "x": (1 - s) * x0 + s * noise,
-            "t": t,
-            "label": jnp.where(dropped, -1, batch["label"]),
-            "target": noise - x0,
-        }
+        hidden = _hidden(batch)
+        conditions = {k: jnp.where(dropped.reshape(-1, *[1] * (v.ndim - 1)), v, batch[k]) for k, v in hidden.items()}
+        return {"x": (1 - s) * x0 + s * noise, "t": t, **conditions, "target": noise - x0}
 
     def errors(self, model: Callable, key: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array]:
         """Times [B], and predicted less true velocity, of the shape of the images."""
         given = self.inputs(key, batch)
-        error = model({k: given[k] for k in ("x", "t", "label")}).astype(jnp.float32) - given["target"]
-        return given["t"], error
+        target = given.pop("target")
+        return given["t"], model(given).astype(jnp.float32) - target
 
     def loss(self, model: Callable, key: jax.Array, batch: dict) -> jax.Array:
         """Mean squared velocity error of each example, [B]."""
@@ -66,22 +72,25 @@ class Objective:
         guidance: float = 1.0,
         method: str = "heun",
     ) -> jax.Array:
-        """Images [B, *shape] for cond['label'] [B]: the flow's ODE from noise (t=1) to data (t=0); nothing is clipped.
+        """Images [B, *shape] for cond, label [B] and text [B, length] or one of them: the flow's ODE from noise (t=1) to data (t=0).
+
+        Nothing is clipped.
 
         `method` is 'euler' or 'heun' (second order, two evaluations a step); `guidance` 1 is plain conditional sampling.
         """
         if method not in METHODS:
             raise unknown("sampler", method, METHODS)
-        label = cond["label"]
-        n = label.shape[0]
+        hidden = _hidden(cond)
+        given = {k: cond[k] for k in hidden}
+        n = jax.tree.leaves(given)[0].shape[0]
 
         def velocity(x, t):
             if guidance == 1.0:
-                return model({"x": x, "t": jnp.full(n, t), "label": label}).astype(jnp.float32)
+                return model({"x": x, "t": jnp.full(n, t), **given}).astype(jnp.float32)
             # both halves in one batch: one call of twice the size is faster than two
-            both = {"x": jnp.concatenate([x, x]), "t": jnp.full(2 * n, t), "label": jnp.concatenate([label, -jnp.ones_like(label)])}
-            with_label, without = jnp.split(model(both).astype(jnp.float32), 2)
-            return without + guidance * (with_label - without)
+            both = {k: jnp.concatenate([v, hidden[k]]) for k, v in given.items()}
+            conditional, without = jnp.split(model({"x": jnp.concatenate([x, x]), "t": jnp.full(2 * n, t), **both}).astype(jnp.float32), 2)
+            return without + guidance * (conditional - without)
 
         def step(x, ts):
             t, t_next = ts

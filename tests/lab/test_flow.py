@@ -133,6 +133,58 @@ def test_the_asked_share_of_labels_is_hidden_and_the_rest_untouched(share):
     assert np.all(label[~hidden] == np.asarray(batch["label"])[~hidden])
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_one_draw_hides_label_and_text_together(share):
+    n, key = 4000, jax.random.key(5)
+    batch = {"image": jnp.zeros((n, 1, 1, 1)), "label": jnp.arange(n) % 7, "text": 1 + jnp.arange(n * 3).reshape(n, 3)}
+    given = Objective("uniform", share).inputs(key, batch)
+    hidden = np.asarray(given["label"]) == -1
+    assert abs(hidden.mean() - share) <= 4 * np.sqrt(share * (1 - share) / n)
+    np.testing.assert_array_equal(given["text"], np.where(hidden[:, None], 0, batch["text"]))
+    assert given["text"].dtype == batch["text"].dtype
+    del batch["text"]
+    plain = Objective("uniform", share).inputs(key, batch)
+    assert plain.keys() == given.keys() - {"text"}
+    for k, v in plain.items():
+        np.testing.assert_array_equal(v, given[k])
+
+
+def test_random_numbers_are_those_of_every_study_so_far():
+    """Recorded before text was known: the same key hides the same labels and gives the same loss."""
+    batch, objective, key = small.batch(8), Objective("logit_normal", 0.3), jax.random.key(7)
+
+    def linear(given):
+        t, label = (given[k].reshape(-1, 1, 1, 1) for k in ("t", "label"))
+        return 0.5 * given["x"] - t + 0.1 * label
+
+    assert objective.inputs(key, batch)["label"].tolist() == [-1, -1, -1, 3, -1, 0, -1, 3]
+    want = [1.52615225, 1.77683985, 1.77927089, 1.45122039, 1.40528238, 1.61123013, 1.37960195, 1.22161758]
+    np.testing.assert_allclose(objective.loss(linear, key, batch), want, rtol=1e-6)
+
+
+def worded(inputs):
+    """A velocity that the text moves, and the label."""
+    pull = inputs["text"].sum(-1) * 0.001 + inputs["label"] * 0.01
+    return jnp.broadcast_to(pull.reshape(-1, 1, 1, 1), inputs["x"].shape) + 0.9 * inputs["x"]
+
+
+def test_guidance_hides_label_and_text_and_loss_shows_both_to_the_model():
+    objective, key = Objective("uniform", 0.0), jax.random.key(3)
+    cond = {"label": jnp.array([0, 1, 1]), "text": jnp.arange(12).reshape(3, 4)}
+
+    def sample(cond, guidance):
+        return objective.sample(worded, key, cond, SHAPE, 8, guidance)
+
+    hidden = {"label": -jnp.ones(3, int), "text": jnp.zeros((3, 4), int)}
+    np.testing.assert_allclose(sample(cond, 0.0), sample(hidden, 1.0), atol=1e-6)
+    np.testing.assert_allclose(sample(cond, 3.0) - sample(cond, 1.0), 2 * (sample(cond, 1.0) - sample(hidden, 1.0)), atol=1e-5)
+    assert float(jnp.abs(sample({**cond, "text": cond["text"] + 9}, 1.0) - sample(cond, 1.0)).max()) > 1e-3
+    batch = gaussian(3) | cond
+    assert (
+        float(jnp.abs(objective.loss(worded, key, batch) - objective.loss(worded, key, {**batch, "text": cond["text"] * 50})).min()) > 1e-4
+    )
+
+
 @pytest.mark.parametrize("time, quantile", [("uniform", lambda q: q), ("logit_normal", lambda q: 1 / (1 + np.exp(-norm.ppf(q))))])
 def test_times_have_the_asked_density_in_the_batch_and_in_each_place(time, quantile):
     objective = Objective(time, 0.0)
