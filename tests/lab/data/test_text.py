@@ -176,7 +176,7 @@ def test_fingerprint_tells_captions_tokens_and_length_apart(photos):
         ({"words": 0}, "data.words=0"),
         ({"source": "icons"}, "data.source='icons' must be the section of a source"),
         ({"source": {"size": 4}}, "data.source={'size': 4} must be"),
-        ({"source": {"name": "folderr"}}, "data.source: data name 'folderr' is unknown (nearest: 'folder')"),
+        ({"source": {"name": "folderr"}}, "data.source: source name 'folderr' is unknown (nearest: 'folder')"),
         ({"source": {**SHAPES, "extras": ()}}, "source 'shapes' gives no caption here, only image, label"),
     ],
 )
