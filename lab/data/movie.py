@@ -164,10 +164,7 @@ class Source:
         return np.concatenate(list(strip), 1)[:, :-gap]
 
     def track(self, movies: np.ndarray, least: int = 1) -> oracle.Track:
-        """Objects, grounds and velocities that movies [..., F, size, size, 3] show, uint8 or floats in [-1, 1]; exact on clean ones.
-
-        UserError where F is below `least`.
-        """
+        """What movies [..., F, size, size, 3], F >= `least`, uint8 or floats in [-1, 1], show; exact on clean ones."""
         movies, size = np.asarray(movies), self.dims["image"]
         if movies.ndim < 4 or movies.shape[-3:] != (size, size, 3) or movies.shape[-4] < least:
             raise UserError(f"movies of shape {movies.shape} are not of this world; expected [..., frames >= {least}, {size}, {size}, 3]")
@@ -183,10 +180,8 @@ class Source:
         return oracle.obeys(seen, self.stage).all(-1) & (seen.motion[..., 0, :] == np.asarray(labels)[..., None]).all(-1)
 
     def next_motions(self, movies: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
-        """Exact probability of every object's next motion given clean frames, [..., K, M]; labels, where known, tell of one frame alone.
-
-        After one frame the motion is the same for all objects; later they are independent.
-        """
+        """Exact probability of every object's next motion given clean frames, [..., K, M]; labels matter after one frame alone, where
+        the motion is the same for all objects. Later they are independent."""
         return oracle.ahead(self.track(np.asarray(movies)[..., -2:, :, :, :]), self.stage, labels)  # two frames tell all
 
     def entropy(self, movies: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:

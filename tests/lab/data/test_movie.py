@@ -302,6 +302,7 @@ def test_movies_that_break_the_dynamics_are_judged_wrong():
     mixed = [[b._replace(objects=(a.objects[0], b.objects[1])) for a, b in movie] for movie in pairs]
     images = PALETTE[np.array([[s.stage.canvas.indices(scene) for scene in movie] for movie in mixed])]
     np.testing.assert_array_equal(s.correct(images, label), label == np.roll(label, 1))
+    np.testing.assert_allclose(s.consistent(images), np.where(label == np.roll(label, 1), 1, 6 / 7))  # all set off alike
 
 
 def test_time_reversed_is_right_for_the_reverse_of_the_last_motion_alone():
