@@ -330,6 +330,23 @@ def test_a_turn_is_allowed_where_turns_are_and_a_change_of_speed_nowhere():
     np.testing.assert_allclose(with_turns.consistent(skips), 3 / 4)
 
 
+def test_what_noise_is_read_as_costs_least_of_all_objects():
+    s = source(size=10, frames=2)
+    x = take(s, 30)["image"] / 127.5 - 1 + np.random.default_rng(0).normal(0, 1.5, (30, 2, 10, 10, 3))
+    f = s.track(x).found
+    cost = ((x[..., None, :] + 1 - PALETTE / 127.5) ** 2).sum(-1) * 127.5**2
+    gain = cost[..., GROUNDS:] - cost[..., :GROUNDS].min(-1, keepdims=True)
+    every = {}
+    for shape, (size, room) in itertools.product(range(len(SHAPES)), enumerate(s.stage.rooms)):
+        stamp = s.stage.canvas.stamps[shape][size]
+        for r, c in np.ndindex(*(room + 1)):
+            every[shape, size, r, c] = gain[:, :, r : r + len(stamp), c : c + len(stamp)][:, :, stamp].sum(2)
+    np.testing.assert_allclose(f.score[..., 0], np.min([v.min(-1) for v in every.values()], 0), rtol=1e-4)
+    for n, t in np.ndindex(30, 2):
+        mine = every[*(int(v[n, t, 0]) for v in (f.shape, f.size, f.row, f.col))]
+        assert f.score[n, t, 0] == pytest.approx(mine[n, t, f.colour[n, t, 0]], rel=1e-4)
+
+
 def test_accuracy_falls_with_noise_and_noise_alone_is_never_right():
     s = source(frames=4)
     curve = movie.noise_curve(s, [0, 0.25, 0.5, 0.75, 1, 2], n=200)
