@@ -3,7 +3,7 @@
 The same 32-pixel icons as ArrayRecord and as a folder of PNG files, in batches shuffled anew every epoch: the lab with the set in memory,
 the lab reading while it goes (threads of one process, or two worker processes), and PyTorch's DataLoader with two workers, where
 PyTorch is installed. They take turns, each in its own process. Then worlds on the device: the time of a batch beside the
-quickstart's smallest step.
+quickstart's smallest step; and the Frechet distance of 10,000 samples at 2,048 features.
 """
 
 import argparse
@@ -30,7 +30,7 @@ CONTESTANTS = {  # name: (which files, how)
     "lab, PNG folder, 2 workers": ("folder", 2),
     "torch, PNG folder, 2 workers": ("folder", "torch"),
 }
-GOALS = {"in memory, examples/s": 20000, "in memory / torch on the same files": 2.0, "world batch / step": 0.05}
+GOALS = {"in memory, examples/s": 20000, "in memory / torch on the same files": 2.0, "world batch / step": 0.05, "frechet, s": 30}
 
 
 def contest(place: str, args: argparse.Namespace) -> list[dict]:
@@ -99,6 +99,22 @@ def worlds(rounds: int) -> list[dict]:
     ]
 
 
+def frechet(rounds: int, n: int = 10_000, d: int = 2048) -> dict:
+    """Seconds of the Frechet distance between two sets of n features, covariances included."""
+    import numpy as np
+
+    from lab.evals.distances import frechet_of
+
+    rng, scale = np.random.default_rng(0), np.arange(1, d + 1, dtype=np.float32) ** -0.5
+    x, y = (rng.standard_normal((n, d), np.float32) * scale for _ in range(2))
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        frechet_of(x, y)
+        times.append(time.perf_counter() - start)
+    return {"name": "frechet distance", "samples": n, "features": d, "seconds": _common.spread(times)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="lab bench data", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
@@ -120,6 +136,8 @@ def main() -> None:
         _feeds.prepare(args.data_dir, Path(place), args.size)
         rows = contest(place, args)
     rows += worlds(args.rounds)
+    _common.say("Frechet distance of 10,000 samples at 2,048 features")
+    rows.append(frechet(min(3, args.rounds)))
     shown = [("", "examples/s [quartiles]", "/torch [quartiles]", "first batch, s")]
     for r in (r for r in rows if "rate" in r):
         (m, a, b), ratio = r["rate"], r.get("ratio")
@@ -129,6 +147,8 @@ def main() -> None:
     for r in (r for r in rows if "share" in r):
         m, a, b = r["share"]
         print(f"{r['name']}: {r['ms'][0]:.3f} ms a batch of {r['batch']}, {m:.1%} [{a:.1%}, {b:.1%}] of a step of {r['step_ms'][0]:.2f} ms")
+    m, a, b = rows[-1]["seconds"]
+    print(f"Frechet distance of {rows[-1]['samples']:,} samples at {rows[-1]['features']:,} features: {m:.1f} s [{a:.1f}, {b:.1f}]")
     settings = {
         "rounds": args.rounds,
         "turn_s": args.seconds,
