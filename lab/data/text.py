@@ -143,6 +143,10 @@ class Source:
         item = self.source[i]
         return {**item, "text": self.encode(item["caption"])}
 
+    def unique(self, examples: int) -> int:
+        """How many different examples are among the first `examples` of training."""
+        return self.source.unique(examples) if hasattr(self.source, "unique") else min(examples, len(self))
+
     def encode(self, caption: str) -> np.ndarray:
         """Tokens of a caption, int32 [length]."""
         kept = self.tokens.cut(self.tokens.numbers(caption), self.length - 2)
