@@ -8,6 +8,7 @@ import csv
 import hashlib
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,23 +115,57 @@ def _rows(folder: Path) -> list[Row]:
     return _described(folder, tables[0], images) if tables else _classed(folder, images)
 
 
+def _in_bucket(rows: list[Row], sizes: dict, bucket: tuple[int, int], shapes: list[tuple[int, int]]) -> tuple[list[Row], dict]:
+    """The rows whose nearest shape is a bucket, and what to tell: images of each shape, and the mean share cut off those of the bucket."""
+    near = {s: pixels.nearest(shapes, *s) for s in set(sizes.values())}
+    counts = Counter(near[sizes[r.name]] for r in rows)
+    told = {f"{h}x{w}": counts[h, w] for h, w in shapes}
+    kept = [r for r in rows if near[sizes[r.name]] == bucket]
+    if not kept:
+        raise UserError(f"config key data.bucket={bucket} is nearest to no image; images of each shape: {told}")
+    return kept, {"buckets": told, "cropped": float(np.mean([pixels.cropped(*sizes[r.name], bucket) for r in kept]))}
+
+
 class Source:
     """Images of a folder: image uint8 [size, size, channels], label = class, and a caption where a table has them.
 
     `path` is absolute or within data_dir; a share of about `eval_share` is held out, by a hash of each file's name.
+    bucket: (h, w), to have only the images that this shape crops least of all shapes in multiples of `bucket_step` with at most
+      size x size pixels and sides within `bucket_ratio`; `info` counts the images of each. One that is no square has
+      dims image = (h, w), which models that take squares refuse.
     """
 
-    def __init__(self, split: str, data_dir: str, path: str, size: int, channels: int = 3, eval_share: float = 0.05):
+    def __init__(
+        self,
+        split: str,
+        data_dir: str,
+        path: str,
+        size: int,
+        channels: int = 3,
+        eval_share: float = 0.05,
+        bucket: tuple[int, int] | None = None,
+        bucket_ratio: float = 2.0,
+        bucket_step: int = 8,
+    ):
         pixels.check(size, channels)
         if split not in ("train", "eval"):
             raise unknown("split", split, ("train", "eval"))
         if not isinstance(eval_share, float) or not 0 < eval_share < 1:
             raise UserError(f"config key data.eval_share={eval_share!r} must be a number between 0 and 1, such as 0.05")
-        self.folder, self.size, self.channels = _folder(data_dir, path), size, channels
+        self.folder, self.channels = _folder(data_dir, path), channels
         rows = _rows(self.folder)
+        # of both splits, so that a change of what is held out shows too
+        sums = digests(self.folder, sorted({r.name for r in rows}), data_dir)
+        content = hashlib.sha256("\n".join(json.dumps([*r, sums[r.name]]) for r in rows).encode())
         # numbered classes in the order of their numbers
         self.classes = sorted({r.label for r in rows}, key=lambda c: (0, int(c), c) if c.isdecimal() else (1, 0, c))
         index = {c: i for i, c in enumerate(self.classes)}
+        self.shape, told = (size, size), {}
+        if bucket is not None:
+            shapes = pixels.shapes_of(bucket, size, bucket_ratio, bucket_step)
+            self.shape = h, w = tuple(bucket)
+            rows, told = _in_bucket(rows, pixels.shapes(self.folder, sums, data_dir), self.shape, shapes)
+            size = h if h == w else self.shape
         self.rows = [r for r in rows if _held(r.name, eval_share) == (split == "eval")]
         if not self.rows:
             raise UserError(
@@ -139,12 +174,9 @@ class Source:
             )
         self.labels = np.array([index[r.label] for r in self.rows], np.int32)
         self.dims = {"image": size, "channels": channels, "classes": len(self.classes)}
-        # of both splits, so that a change of what is held out shows too
-        sums = digests(self.folder, sorted({r.name for r in rows}), data_dir)
-        content = hashlib.sha256("\n".join(json.dumps([*r, sums[r.name]]) for r in rows).encode())
         self.info = {
-            **{"image": [size, size, channels], "classes": len(self.classes), "class_names": self.classes, "examples": len(self.rows)},
-            **{"fingerprint": content.hexdigest()[:32], "origin": f"folder {self.folder.resolve().name}", "best_loss": None},
+            **{"image": [*self.shape, channels], "classes": len(self.classes), "class_names": self.classes, "examples": len(self.rows)},
+            **{"fingerprint": content.hexdigest()[:32], "origin": f"folder {self.folder.resolve().name}", "best_loss": None, **told},
         }
 
     def __len__(self) -> int:
@@ -157,7 +189,7 @@ class Source:
     def __getitem__(self, i: int) -> dict:
         row = self.rows[i]
         path = str(self.folder / row.name)
-        item = {"image": pixels.decode(path, self.size, self.channels, path), "label": self.labels[i]}
+        item = {"image": pixels.decode(path, self.shape, self.channels, path), "label": self.labels[i]}
         return item if row.caption is None else {**item, "caption": row.caption}
 
 
