@@ -247,8 +247,10 @@ def described(program: Program) -> Any:
 class Records(Scalars):
     """A clu writer whose values are one number a trial: each call becomes a row a trial."""
 
-    def __init__(self, writer: Writer, trials: list[Trial], batch: int, examples: int, flops: float):
-        self.writer, self.trials, self.batch, self.examples, self.flops = writer, trials, batch, examples, flops
+    def __init__(self, writer: Writer, trials: list[Trial], batch: int, train: Any, flops: float):
+        self.writer, self.trials, self.batch, self.examples, self.flops = writer, trials, batch, len(train), flops
+        # an epoch is a permutation, so nothing is seen twice before everything was seen once; a mixture counts for itself
+        self.unique = getattr(train, "unique", lambda seen: min(seen, self.examples))
         self.began = time.time()
 
     def write_scalars(self, step: int, scalars: dict) -> None:
@@ -256,8 +258,7 @@ class Records(Scalars):
         rows = []
         for i, t in enumerate(self.trials):
             row = {"trial": t.id, "arm": t.arm, "seed": t.config["seed"], "step": step, "examples": seen}
-            # an epoch is a permutation, so nothing is seen twice before everything was seen once
-            row |= {"epochs": seen / self.examples, "unique": min(seen, self.examples), "flops": seen * self.flops}
+            row |= {"epochs": seen / self.examples, "unique": self.unique(seen), "flops": seen * self.flops}
             row |= {"wall": wall, "attempt": self.writer.attempt}
             values = {k: np.asarray(v)[i].item() for k, v in scalars.items()}
             gone = values["diverged"]
@@ -305,7 +306,7 @@ def run(folder: Path, name: str, pop: Population, train: Any, judging: Judging, 
     carry = pop.carry(found[1], carry) if found else carry
     pop.compile(carry)
     per_example = pop.flops()
-    log = Records(writer, pop.trials, t["batch"], len(train), per_example)
+    log = Records(writer, pop.trials, t["batch"], train, per_example)
     host = (jax.process_index(), jax.process_count())
     feed = loader.Loader(train, t["batch"], pop.seeds, start, host, pop.config["run"]["workers"])
     pending, saved, mark, spent = None, time.monotonic(), time.monotonic(), 0.0

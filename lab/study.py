@@ -424,6 +424,8 @@ class Decoded:
     def __init__(self, source: Any):
         self._source, self.arrays = source, decode(source)
         self.info, self.dims = source.info, source.dims
+        if hasattr(source, "unique"):
+            self.unique = source.unique
 
     def __len__(self) -> int:
         return len(self._source)

@@ -76,7 +76,7 @@ def test_so_many_distinct_examples_are_seen_as_records_say(take):
             self.rows += rows
 
     writer, seen = Writer(), set()
-    log = population.Records(writer, small.trials([{}]), batch=6, examples=10, flops=1.0)
+    log = population.Records(writer, small.trials([{}]), batch=6, train=range(10), flops=1.0)
     for step, b in enumerate(take(Held(10), 4), 1):
         seen |= set(b["row"][0].tolist())
         log.write_scalars(step, {"diverged": np.array([False])})
