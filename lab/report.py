@@ -243,7 +243,7 @@ def _caveats(f: Findings) -> str:
     said = []
     if f.difference:
         said.append(f"|drift| of standard minus |drift| of mup: {f.difference[0]:+.2f} octaves{_interval(f.difference[1], '+.2f')}.")
-    said += _levels(f)
+    said += _levels(f) + _judgements(f)
     seeds = min(t.seeds for t in f.transfers.values())
     said.append("One seed: no interval." if seeds == 1 else f"{seeds} seeds" + (": too few for an interval." if seeds < 3 else "."))
     left = sum(not r["finished"] for r in f.trials)
@@ -262,6 +262,19 @@ def _levels(f: Findings) -> list[str]:
         said.append(f"Best {f.metric} {where}: {', '.join(f'{a} {v:.4f}' for a, v in sorted(best.items(), key=lambda x: x[1]))}.")
     if f.floor is not None:
         said.append(f"Least possible {f.metric} on this world: {f.floor[0]:.4f} +-{f.floor[1]:.4f}.")
+    return said
+
+
+def _judgements(f: Findings) -> list[str]:
+    """Each judge's number at the largest size of each arm, with what it lies between."""
+    said = []
+    for name in judges(f.study):
+        last = {r["arm"]: r for r in f.judged if name in r}  # rows are in order of size
+        for arm, r in last.items():
+            at = _interval((r[f"{name}_low"], r[f"{name}_high"]), ".3f") if f"{name}_low" in r else ""
+            between = [f"{side} {r[f'{name}_{side}']:.3f}" for side in ("chance", "floor", "ceiling") if f"{name}_{side}" in r]
+            where = f" at {_leaf(f.rung)} {r['rung']:g}" if f.rung else ""
+            said.append(f"{name} of {arm}{where}: {r[name]:.3f}{at}{'; ' if between else ''}{', '.join(between)}.")
     return said
 
 

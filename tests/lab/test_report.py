@@ -300,4 +300,7 @@ def test_what_judges_say_of_the_best_trials_is_shown(tmp_path, quick):
         # the best rate tried, at most half an octave from the optimum
         assert float(r["loss"]) <= planted.best(int(r["width"])) + planted.CURVE / 4 + 1e-9
     assert (folder / "figures" / "judge_oracle.png").exists()
+    share = 1.0 - float(next(r["loss"] for r in told if r["arm"] == "mup" and r["width"] == "256")) / 4
+    said = f"oracle of mup at width 256: {share:.3f} (90% interval {share - 0.05:.3f} to {share + 0.05:.3f}); chance 0.100."
+    assert said in report.headline(folder)
     assert "Judge oracle" in (folder / "report.html").read_text()
