@@ -140,7 +140,9 @@ class Loader:
 
     def close(self) -> None:
         """Stop reading ahead."""
-        self._batches.close()
+        if hasattr(self._batches, "close"):
+            self._batches.close()
+        self._batches = iter(())  # grain's iterators complain when the interpreter takes them down
 
 
 def _ready_to_send(source: Any, workers: int) -> None:
