@@ -90,6 +90,9 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cores))
     try:
         args, odd = _parser().parse_known_args(argv)
+        if args.command == "data":  # options may stand behind flags
+            args.options += [x for x in odd if "=" in x and x[0] != "-"]
+            odd = [x for x in odd if x not in args.options]
         if odd:
             raise unknown(f"argument of lab {args.command}", odd[0], _options(args.command))
         args.overrides = overrides
@@ -233,7 +236,8 @@ def _sample(args: argparse.Namespace) -> None:
     found = study.restored(folder, train, args.trial)
     console.print(f"compiling the sampler of trial {found.about['trial']} and drawing {args.n} samples", markup=False)
     if args.judge:
-        print(f"{args.n} samples of trial {found.about['trial']} ({found.about['arm']}, {found.about['population']})")
+        told = ", ".join(f"{k} {v}" for k, v in options.items())
+        print(f"{args.n} samples of trial {found.about['trial']} ({found.about['arm']}, {found.about['population']}; {told})")
         for column, value in study.judged(found, train, held, args.judge, args.n, options).items():
             print(f"{column:24} {value:.6g}")
         return

@@ -43,6 +43,11 @@ def module(package: str, name: str) -> ModuleType:
         raise unknown(f"{kind.lower()} name", name, names(package)) from None
 
 
+def stem(name: str) -> str:
+    """The last part of a part's name: 'oracle' of 'oracle', 'mypkg.oracle' and './oracle.py'."""
+    return Path(name).stem if name.endswith(".py") else name.rpartition(".")[2]
+
+
 def names(package: str) -> list[str]:
     """The parts that `package` ships; of lab.data and lab.evals the modules that define one, beside which helpers lie."""
     found = importlib.import_module(package)

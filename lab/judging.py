@@ -1,4 +1,4 @@
-"""Judges a population's trials on a schedule, on a thread of its own: the training waits for no judge."""
+"""Judges a population's trials on a schedule, on a thread of its own, beside the training."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from lab import find
 from lab.errors import UserError
 from lab.evals.subject import Subject
 from lab.log import console
@@ -27,7 +28,7 @@ class Painter:
     """Draws samples and errors of stacked weights [trials, ...]; compiled when first used."""
 
     def __init__(self, program: Program, shape: tuple, options: dict, turns: Mesh | None = None, clip: bool = False):
-        self._clip = clip
+        self._clip, self._objective = clip, program.objective
 
         def draw(params, key, label):
             return program.sample(params, key, {"label": label}, shape=tuple(shape), **options)
@@ -44,24 +45,34 @@ class Painter:
         return np.clip(images[:, :n], -1.0, 1.0) if self._clip else images[:, :n]
 
     def errors(self, params: Any, key: jax.Array, batches: dict) -> dict[str, np.ndarray]:
-        """t [trials, M] and error [trials, M, ...] on held-out batches."""
+        """t [trials, M] and error [trials, M, ...] on held-out batches; UserError where the objective knows no errors."""
+        if not hasattr(self._objective, "errors"):
+            raise UserError("the objective has no function errors(model, key, batch) -> (t, error)")
         return jax.device_get(self._errors(params, key, batches))
 
 
 class Judging:
-    """The judges of one population. `rows()` gives (step, {column: [trials]}) of what has been judged since the last call."""
+    """The judges of one population. `rows()` gives (step, {column: [trials]}) of what has been judged since the last call.
 
-    def __init__(self, judges: dict[str, Any], config: dict, painter: Painter, real: Any, held: tuple, trials: int):
+    A judge that fails says why, once, and leaves its columns empty; with `strict` that is a UserError.
+    """
+
+    def __init__(self, judges: dict[str, Any], config: dict, painter: Painter, real: Any, held: tuple, trials: int, strict: bool = False):
         self.judges, self.every, self.n = judges, config["every"], config["n"]
-        self._painter, self._real, self._held, self._trials = painter, real, held, trials
-        self._pool, self._waiting = ThreadPoolExecutor(1), []
+        self._painter, self._real, self._held, self._trials, self._strict = painter, real, held, trials, strict
+        self._pool, self._waiting, self._told = ThreadPoolExecutor(1), [], set()
 
     def due(self, step: int, last: int) -> bool:
         """Whether the weights after `step` steps are to be judged."""
         return bool(self.judges) and (step == last or bool(self.every and step and step % self.every == 0))
 
     def judge(self, step: int, params: Any, alive: jax.Array) -> None:
-        """Judge stacked weights later, whole rounds of turns of them; they are copied, as the training gives its own away."""
+        """Judge stacked weights, whole rounds of turns of them, while the training goes on; it waits here for the judging before.
+
+        They are copied, as the training gives its own away: one copy at a time is what memory has to hold.
+        """
+        for _, before in self._waiting:
+            before.exception()
         mine = jax.tree.map(jnp.copy, params), np.asarray(alive)[: self._trials]
         self._waiting.append((step, self._pool.submit(self._values, *mine)))
 
@@ -88,13 +99,21 @@ class Judging:
         return {k: np.array([row.get(k, np.nan) for row in found]) for k in columns} | {"diverged": ~alive}
 
     def _said(self, subject: Subject) -> dict[str, float]:
-        """Columns of all judges; one that cannot judge these samples says why, and the training goes on."""
+        """Columns of all judges."""
         columns = {}
         for name, judge in self.judges.items():
             try:
-                columns |= judge(subject)
-            except UserError as e:
-                console.print(f"judge {name}: {e}; no verdict", markup=False)
+                said = judge(subject)
+                if odd := [k for k in said if k != (stem := find.stem(name)) and not k.startswith(f"{stem}_")]:
+                    raise UserError(f"its column {odd[0]!r} does not begin with {stem!r}")
+                columns |= said
+            except Exception as e:  # a judge's mistake, or a lack of memory, must not cost the training
+                why = str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
+                if self._strict:
+                    raise UserError(f"judge {name}: {why}") from e
+                if (name, why) not in self._told:
+                    self._told.add((name, why))
+                    console.print(f"judge {name} gives no verdict: {why}", markup=False)
         return columns
 
     def rows(self, wait: bool = False) -> list[tuple[int, dict]]:

@@ -360,7 +360,7 @@ def run(folder: Path, name: str, pop: Population, train: Any, judging: Judging, 
                 write_judged(wait=True)
                 log.flush()  # rows must be on disk before the step that makes them unrepeatable
                 keep.save(step + 1, pop.state(carry))
-                saved = time.monotonic()
+                saved = mark = time.monotonic()  # neither judging nor saving is part of a step
                 if interrupt.asked:
                     keep.wait()
                     raise Preempted
@@ -371,11 +371,11 @@ def run(folder: Path, name: str, pop: Population, train: Any, judging: Judging, 
         log.close()
         keep.close()
     state = pop.state(carry)
-    keep_best(folder, pop, state, jax.device_get(judged))
+    kept = keep_best(folder, pop, state, jax.device_get(judged))
     timing = {"compile_s": pop.compile_s, "train_s": train_s, "eval_s": eval_s, "steps_here": t["steps"] - start}
     write_json(folder / "timing.json", {**{k: round(v, 3) for k, v in timing.items()}, "device_bytes": pop.bytes})
     compact(folder)
-    write_json(folder / "done.json", {"trials": [x.id for x in pop.trials], "diverged": _diverged(pop, state)})
+    write_json(folder / "done.json", {"trials": [x.id for x in pop.trials], "diverged": _diverged(pop, state), "weights": kept})
     remove_checkpoints(folder)
     progress.finish(name)
 
@@ -394,18 +394,19 @@ def remove_checkpoints(folder: Path) -> None:
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
-def keep_best(folder: Path, pop: Population, state: State, judged: dict) -> None:
-    """Keep the averaged weights of the best trial of each arm, named by trial, for samples and fine-tuning."""
+def keep_best(folder: Path, pop: Population, state: State, judged: dict) -> bool:
+    """Keep the averaged weights of the best trial of each arm, named by trial, for samples and fine-tuning; whether there is one."""
     loss = np.where(np.asarray(state.alive), np.asarray(judged[pop.config["eval"]["metric"]])[: len(pop.trials)], np.inf)
     best = {}
     for i, t in enumerate(pop.trials):
         if np.isfinite(loss[i]) and (t.arm not in best or loss[i] < loss[best[t.arm]]):
             best[t.arm] = i
     if not best:
-        return
+        return False
     store = Checkpoints(folder / "weights", keep=1)
     kept = {pop.trials[i].id: jax.tree.map(lambda x: x[i], state.ema) for i in best.values()}  # noqa: B023
     meta = {pop.trials[i].id: {"arm": arm, "loss": float(loss[i])} for arm, i in best.items()}
     store.save(pop.config["train"]["steps"], kept, {"trials": meta, "weights": "average (EMA)"})
     store.wait()
     store.close()
+    return True

@@ -158,7 +158,7 @@ def read_rows(folder: Path) -> pa.Table:
             if key not in rows or attempt > rows[key]["attempt"]:
                 rows[key] = row
             elif attempt == rows[key]["attempt"]:  # what judges say of a step comes after its losses
-                rows[key] = rows[key] | row
+                rows[key] = rows[key] | row | {"diverged": bool(rows[key].get("diverged") or row.get("diverged"))}
     ordered = [rows[k] for k in sorted(rows)]
     columns = {k: None for row in ordered for k in row}
     return pa.table({k: [row.get(k) for row in ordered] for k in columns})

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lab import figures, record
+from lab import find as parts
 from lab.errors import UserError
 from lab.laws import power
 from lab.laws.transfer import STAYS, Transfer, transfer
@@ -137,7 +138,7 @@ def floor(study: dict) -> tuple[float, float] | None:
 
 def judges(study: dict) -> list[str]:
     """Names of a study's judges, which their columns begin with."""
-    return [Path(n).stem.rpartition(".")[2] for n in study["config"].get("judge", {}).get("names", ())]
+    return [parts.stem(n) for n in study["config"].get("judge", {}).get("names", ())]
 
 
 def _judged(folder: Path, study: dict, trials: list[dict]) -> list[dict]:
@@ -355,10 +356,10 @@ def draw(folder: Path, f: Findings) -> dict[str, tuple[Figure, str]]:
     if curves := _training(folder, f):
         said = f"Training loss of the best trial of each {rung}; faint: as recorded, bold: running mean."
         out["training"] = figures.training(curves, rung), said
-    for name in judges(f.study):
-        if any(name in r for r in f.judged):
+    for name in dict.fromkeys(k for r in f.judged for k in r):
+        if any(f"{name}_{side}" in r for r in f.judged for side in ("low", "floor")):
             said = "Bars: interval. Dashed: the same on real examples. Dotted: chance or the least that so few samples can show."
-            out[f"judge_{name}"] = figures.judged(f.judged, name), f"Judge {name}, best trial of each size, against training FLOPs. {said}"
+            out[f"judge_{name}"] = figures.judged(f.judged, name), f"{name}, best trial of each size, against training FLOPs. {said}"
     if shown := _samples(folder, f):
         out["samples"] = shown
     return out

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import os
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from lab import axes, cost, find, parametrization, record
 from lab import population as populations
 from lab.axes import Dims
 from lab.checkpoint import Checkpoints
-from lab.data.loader import decode, open_source
+from lab.data.loader import decode, fetch, open_source
 from lab.errors import UserError, unknown
 from lab.evals.subject import open_judges
 from lab.judging import Judging, Painter
@@ -52,6 +52,7 @@ DEFAULTS = {
     "run": {"mesh": {}, "rules": {"batch": "data"}, "chunk": 0, "checkpoint_seconds": 60.0, "data_dir": "data", "workers": 0},
 }
 OPEN = ("model", "base", "objective", "data", "sample.options", "judge.options", "run.mesh", "run.rules")  # sections with keys of their own
+METRICS = ("eval_loss", "eval_ema")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -88,14 +89,12 @@ def load(path: str, overrides: Iterable[str] = ()) -> Experiment:
     except Exception as e:
         raise UserError(f"experiment file {path!r} fails: {type(e).__name__}: {str(e).splitlines()[0]}") from e
     config = _complete(given)
-    _counts(config)
     flat = _flatten(config.to_dict())
     swept = sorted({k for p in points for k in p})
     for key in swept:
         if key not in flat:
             raise unknown("swept key", key, flat)
     points = _apply(config, overrides, points, swept)
-    _counts(config)
     text = file.read_text()
     return Experiment(file.stem, (module.__doc__ or "").strip(), text, config, points, swept)
 
@@ -114,8 +113,15 @@ def _complete(given: ConfigDict) -> ConfigDict:
     for key, value in _flatten(given.to_dict()).items():
         if key not in known and key not in DEFAULTS and not key.startswith(tuple(f"{s}." for s in OPEN)) and key not in OPEN:
             raise unknown("config key", key, known)
-        parent, _, leaf = key.rpartition(".")
-        _set(config[parent] if parent else config, leaf, value, key)
+        if value == {} and DEFAULTS.get(key):
+            continue  # an empty section keeps its defaults
+        *sections, leaf = key.split(".")
+        at = config
+        for section in sections:
+            if section not in at:  # a source may hold the section of another
+                at[section] = ConfigDict()
+            at = at[section]
+        _set(at, leaf, value, key)
     for part in ("model", "objective", "data"):
         if not config[part].name:
             raise UserError(f"config key {part}.name is missing; expected one of: {', '.join(find.names(f'lab.{_folder(part)}'))}")
@@ -140,8 +146,10 @@ def _set(config: ConfigDict, leaf: str, value: Any, key: str) -> None:
     config[leaf] = value
 
 
-def _counts(config: ConfigDict) -> None:
-    """UserError for a number of things that is less than one."""
+def _counts(config: dict) -> None:
+    """UserError for a number of things that is less than one, or a metric by which no trial is told best."""
+    if config["eval"]["metric"] not in METRICS:
+        raise unknown("config key eval.metric", config["eval"]["metric"], METRICS)
     for key in ("train.steps", "train.batch", "train.log_every", "eval.examples", "eval.batch", "eval.every", "judge.n"):
         section, leaf = key.split(".")
         if config[section][leaf] < 1:
@@ -181,6 +189,7 @@ def expand(experiment: Experiment, data_print: str) -> list[Trial]:
             _set(config[parent] if parent else config, leaf, value, key)
         full = config.to_dict()
         arm = point.get("arm") or full["parametrization"]["name"]
+        _counts(full)
         parametrization.table(**full["parametrization"])  # its name is checked before anything is traced
         trial = Trial(identity(full, data_print), arm, full, point)
         trials[trial.id] = trial
@@ -274,6 +283,8 @@ class Study:
             self._check_same()
         self.packs = self._packs()
         programs = [populations.build(p[0].config, self.train.dims) for p in self.packs.values()]
+        for p in programs:
+            find.check(p.objective.sample, self.config["sample"]["options"], "sample.options", ("model", "key", "cond", "shape"))
         check_ladder([(p.model, p.dims) for p in programs])
 
     def _check_same(self) -> None:
@@ -358,8 +369,9 @@ class Study:
             steps = {n: g[0].config["train"]["steps"] for n, g in self.packs.items()}
             labels = {n: _label(n, g) for n, g in self.packs.items()}
             done = {n for n in self.packs if record.finished(folder / n)}
-            source = Decoded(self.train) if done != set(self.packs) else None
-            judges = open_judges(self.config["judge"], self.held, self.train) if source else {}
+            left = done != set(self.packs)
+            judges = open_judges(self.config["judge"], self.held, self.train) if left else {}
+            source = Decoded(self.train) if left else None
             # small models reach a lower FLOP rate, about as FLOPs^1/3 on a CPU, so time grows as FLOPs^2/3
             effort = {n: w ** (2 / 3) for n, w in work.items()}
             with Progress(self.experiment.name, effort, steps, labels) as progress:
@@ -388,14 +400,18 @@ class Study:
 
     def _samples(self, folder: Path, work: dict[str, float], progress: Progress) -> None:
         """Samples of the best trial of the largest population, beside real examples."""
-        if not any((folder / n / "weights").exists() for n in work):
+        if not any(_kept(folder / n) for n in work):
             return  # every trial diverged
         name = max(work, key=lambda n: work[n] / len(self.packs[n]))
         if (folder / name / "samples.npz").exists() or not self.config["sample"]["n"]:
             return
         progress.stage(name, "sampling")
         shown = self.config["sample"]
-        images, about = sample(restored(folder, self.train), self.train.info, shown["n"], shown["options"])
+        try:
+            images, about = sample(restored(folder, self.train), self.train.info, shown["n"], shown["options"])
+        except UserError as e:  # what is trained is told all the same
+            progress.finish(name, f"no samples: {e}")
+            return
         rows = np.random.default_rng(1).permutation(len(self.held))[: len(images)]
         real = np.stack([self.held[int(i)]["image"] for i in rows])
         target = folder / about["population"] / "samples.npz"
@@ -433,6 +449,10 @@ class Decoded:
     def __getitem__(self, i: int) -> dict:
         return self._source[i]
 
+    def __getitems__(self, rows: Sequence[int]) -> list[dict]:
+        """Examples `rows`, read together where the source can."""
+        return fetch(self._source, rows)
+
 
 class Restored(NamedTuple):
     """Averaged weights that a population kept, their program and config, and {population, trial, arm}."""
@@ -446,8 +466,7 @@ class Restored(NamedTuple):
 def restored(folder: Path, source: Any, trial: str = "") -> Restored:
     """The best trial of the largest finished population of a study, or `trial`, whose best of each arm are kept."""
     about = record.read_study(folder)
-    done = [n for n in about["populations"] if record.finished(folder / n)]
-    kept_in = [n for n in done if set(about["populations"][n]["trials"]) - set(record.read_json(folder / n / "done.json")["diverged"])]
+    kept_in = [n for n in about["populations"] if record.finished(folder / n) and _kept(folder / n)]
     if not kept_in:
         raise UserError(f"study {str(folder)!r} has no finished population to sample from; `lab status {folder}` tells what is missing")
     name = max(kept_in, key=lambda n: record.read_json(folder / n / "card.json")["parameters"])
@@ -455,7 +474,10 @@ def restored(folder: Path, source: Any, trial: str = "") -> Restored:
         if trial not in about["trials"]:
             raise unknown("trial", trial, about["trials"])
         name = about["trials"][trial]["population"]
+        if name not in kept_in:
+            raise UserError(f"trial {trial!r} has no weights: its population {name!r} is not done, or every trial of it diverged")
     config = record.read_json(folder / name / "config.json")
+    jax.config.update("jax_default_matmul_precision", config["train"]["precision"])
     program = populations.build(config, source.dims)
     if not (folder / name / "weights").exists():
         raise UserError(f"folder {str(folder / name / 'weights')!r} is missing; restore it, or delete {name!r} and run again")
@@ -471,6 +493,11 @@ def restored(folder: Path, source: Any, trial: str = "") -> Restored:
             f"weights of population {name!r} are damaged; restore {str(folder / name / 'weights')!r}, or delete {name!r} and run again"
         )
     return Restored(program, weights[1][trial], config, {"population": name, "trial": trial, "arm": kept[trial]["arm"]})
+
+
+def _kept(folder: Path) -> bool:
+    """Whether a finished population kept weights; studies of old say so by having them."""
+    return record.read_json(folder / "done.json").get("weights", (folder / "weights").exists())
 
 
 def sources(folder: Path, data_dir: str = "") -> tuple[Any, Any]:
@@ -494,11 +521,11 @@ def sample(found: Restored, info: dict, n: int, options: dict) -> tuple[np.ndarr
 
 def judged(found: Restored, train: Any, held: Any, names: list[str], n: int, options: dict) -> dict[str, float]:
     """What judges say of restored weights: {column: value}; `options` are the sampler's."""
-    config = {**found.config["judge"], "names": names, "n": n}
+    config = {**DEFAULTS["judge"], **found.config.get("judge", {}), "names": names, "n": n}
     judges = open_judges(config, held, train)
     batches = jax.tree.map(jnp.asarray, held_out(found.config, held))
     painter = Painter(found.program, held.info["image"], options, clip=held[0]["image"].dtype == np.uint8)
-    judging = Judging(judges, config, painter, held, (jax.random.key(populations.EVAL_KEY), batches), 1)
+    judging = Judging(judges, config, painter, held, (jax.random.key(populations.EVAL_KEY), batches), 1, strict=True)
     judging.judge(0, jax.tree.map(lambda x: x[None], found.weights), np.array([True]))
     ((_, values),) = judging.rows(wait=True)
     judging.close()

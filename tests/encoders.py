@@ -38,6 +38,17 @@ def tokens(batch):
     return {"tokens": np.uint16(batch["image"][:, :, :, 0] // 64), "length": lengths}
 
 
+def ragged(batch):
+    """As many numbers as the longest caption of the batch has letters, by numpy."""
+    longest = max(map(len, batch["caption"]))
+    return {"image": np.zeros((len(batch["image"]), 2, 2, 1), np.float32), "text": np.zeros((len(batch["image"]), longest), np.int32)}
+
+
+def both(batch):
+    """A picture below zero and tokens, by numpy."""
+    return {"image": -np.ones((len(batch["image"]), 2, 2, 1), np.float32), **tokens(batch)}
+
+
 def slow(batch):
     """`half`, in its time."""
     time.sleep(0.05)

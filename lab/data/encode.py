@@ -65,16 +65,21 @@ def write(
     sees. It runs on `devices` devices (0: all) where jax can trace it; then it gets no captions. A reader multiplies images by
     `scale` after taking off `shift`.
     """
-    for key, value in (("batch", batch), ("shard_examples", shard_examples)):
-        if type(value) is not int or value < 1:
-            raise UserError(f"{key}={value!r} must be a whole number from 1")
+    for key, value, least in (
+        ("batch", batch, 1),
+        ("shard_examples", shard_examples, 1),
+        ("devices", devices, 0),
+        ("examples", examples, 0),
+    ):
+        if type(value) is not int or value < least:
+            raise UserError(f"{key}={value!r} must be a whole number from {least}")
     if len(source) >= ENDLESS and not examples and "examples" in inspect.signature(type(source)).parameters:
         raise UserError(f"the source is endless ({len(source)} examples) and cannot be stored; give examples=N")
     folder, n = Path(folder), min(len(source), examples or len(source))
     with writing(folder, "choose another --to"):
         first = read_batch(source, 0, min(batch, n), batch)
         run = Function(function, first, devices)
-        fields = {k: {"dtype": v.dtype.name, "shape": list(v.shape[1:])} for k, v in outputs(run(first), first, vocabulary).items()}
+        fields = _fields(outputs(run(first), first, vocabulary))
         called = function_name(function)
         made = {
             **{"encoder": name or called, "function": called, "function_digest": function_digest(function)},
@@ -146,13 +151,20 @@ def _examples(ahead: Iterator[dict], batches: list, run: Function, made: dict) -
     for (start, stop), batch in zip(batches, ahead, strict=True):
         waiting.append((run(batch), batch, stop - start))
         if len(waiting) > 1:
-            yield _split(*waiting.pop(0), made["vocabulary"])
+            yield _split(*waiting.pop(0), made)
     for last in waiting:
-        yield _split(*last, made["vocabulary"])
+        yield _split(*last, made)
 
 
-def _split(given: dict, batch: dict, n: int, vocabulary: int) -> list[tuple[dict, str]]:
-    out, captions = outputs(given, batch, vocabulary), batch.get("caption")
+def _fields(out: dict[str, np.ndarray]) -> dict[str, dict]:
+    return {k: {"dtype": v.dtype.name, "shape": list(v.shape[1:])} for k, v in out.items()}
+
+
+def _split(given: dict, batch: dict, n: int, made: dict) -> list[tuple[dict, str]]:
+    """The examples of a batch; UserError where its arrays are not what the first batch's were, which is how records are laid out."""
+    out, captions = outputs(given, batch, made["vocabulary"]), batch.get("caption")
+    if (found := _fields(out)) != made["fields"]:
+        raise UserError(f"the function's arrays change from batch to batch: {found} after {made['fields']}; expected the same every time")
     return [({k: v[i] for k, v in out.items()}, captions[i] if captions else "") for i in range(n)]
 
 

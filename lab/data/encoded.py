@@ -67,7 +67,9 @@ class Source:
         self._starts = [s.first for s in self._shards]
         lost: list[int] = []
         if skip_damaged:
-            lost = [i for s, f in zip(self._shards, card["shards"], strict=True) for i in _lost(s, _whole(root / split, f, data_dir))]
+            have = [f["name"] for f in card["shards"] if (root / split / f["name"]).is_file()]
+            sums = stored.digests(root / split, have, data_dir)  # those of unchanged files are kept in data_dir
+            lost = [i for s, f in zip(self._shards, card["shards"], strict=True) for i in _lost(s, sums.get(f["name"]) == f["sha256"])]
         else:
             for shard in self._shards:
                 shard.open()
@@ -122,11 +124,6 @@ class Source:
         if "image" in item and item["image"].dtype == np.float32:
             item["image"] = (item["image"] - np.float32(self._made["shift"])) * np.float32(self._made["scale"])
         return {**item, "caption": caption} if self._made["captions"] else item
-
-
-def _whole(folder: Path, about: dict, data_dir: str) -> bool:
-    """Whether a shard has the checksum that its card gives; what is known of unchanged files is kept in data_dir."""
-    return (folder / about["name"]).is_file() and stored.digests(folder, [about["name"]], data_dir)[about["name"]] == about["sha256"]
 
 
 def _lost(shard: Shard, whole: bool) -> list[int]:

@@ -30,9 +30,8 @@ class Function:
             jax.eval_shape(call, arrays)
         except Exception:  # numpy code or one that reads captions; what is wrong for good shows when it is called
             return
-        have = jax.local_devices()
-        used = have[: devices or len(have)]
-        size = len(next(iter(arrays.values())))
+        have, size = jax.local_devices(), len(next(iter(arrays.values())))
+        used = have[: devices or max(k for k in range(1, len(have) + 1) if size % k == 0)]
         if size % len(used):
             raise UserError(f"batch={size} must be a multiple of the number of devices, {len(used)}")
         mesh = jax.sharding.Mesh(np.array(used), ("batch",))
@@ -98,6 +97,9 @@ def outputs(given: dict, batch: dict, vocabulary: int) -> dict[str, np.ndarray]:
         raise UserError(f"the function gives {', '.join(given) or 'nothing'}; expected 'image' or 'tokens', which the model sees")
     if "image" in given and (seen.ndim != 4 or seen.shape[1] != seen.shape[2]):
         raise UserError(f"the function's 'image' has shape {seen.shape}; expected [batch, side, side, channels]")
-    if "tokens" in given and (seen.min() < 0 or seen.max() >= vocabulary):
-        raise UserError(f"the function's 'tokens' lie in {seen.min()}..{seen.max()}; expected below vocabulary={vocabulary} (VOCABULARY)")
+    tokens = given.get("tokens")
+    if tokens is not None and (tokens.min() < 0 or tokens.max() >= vocabulary):
+        raise UserError(
+            f"the function's 'tokens' lie in {tokens.min()}..{tokens.max()}; expected below vocabulary={vocabulary} (VOCABULARY)"
+        )
     return {**{k: batch[k] for k in ("label",) if k in batch}, **given}

@@ -80,7 +80,7 @@ class Source:
         self.class_names = self.stage.names
         classes = len(self.class_names)
         self.chance = 1 / classes  # of a movie judged by a label drawn apart: it is right for one class
-        self.dims = {"frames": frames, "image": size, "channels": 3, "classes": classes}
+        self.dims = {"frames": frames, "side": size, "channels": 3, "classes": classes}
         if "tokens" in extras:
             self.dims |= {"tokens": frames * size * size, "vocabulary": len(PALETTE)}
         options = {"size": size, "frames": frames, "objects": objects, "directions": directions, "speeds": speeds}
@@ -159,13 +159,13 @@ class Source:
 
     def picture(self, i: int) -> np.ndarray:
         """The film strip of example `i`, uint8 [size, frames size + gaps, 3], with white between frames."""
-        gap = max(1, self.dims["image"] // 16)
+        gap = max(1, self.dims["side"] // 16)
         strip = np.pad(self[i]["image"], ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
         return np.concatenate(list(strip), 1)[:, :-gap]
 
     def track(self, movies: np.ndarray, least: int = 1) -> oracle.Track:
         """What movies [..., F, size, size, 3], F >= `least`, uint8 or floats in [-1, 1], show; exact on clean ones."""
-        movies, size = np.asarray(movies), self.dims["image"]
+        movies, size = np.asarray(movies), self.dims["side"]
         if movies.ndim < 4 or movies.shape[-3:] != (size, size, 3) or movies.shape[-4] < least:
             raise UserError(f"movies of shape {movies.shape} are not of this world; expected [..., frames >= {least}, {size}, {size}, 3]")
         return oracle.track(movies, self.stage)

@@ -28,7 +28,10 @@ class Damage(UserError):
     def __init__(self, path: Path, what: str, record: int | None = None):
         where = "" if record is None else f" record {record}"
         super().__init__(f"shard {str(path)!r}{where} {what}")
-        self.path, self.record = path, record
+        self.path, self.record, self._what = path, record, what
+
+    def __reduce__(self):  # worker processes send it through a pipe
+        return Damage, (self.path, self._what, self.record)
 
 
 def file_name(k: int, n: int) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import scipy.fft
 
 from lab.errors import UserError
+from lab.evals._pictures import check
 
 
 def bands(size: int, n: int) -> np.ndarray:
@@ -34,8 +35,7 @@ class Judge:
 
     def __init__(self, real: Any, train: Any, times: int = 8, frequencies: int = 4):
         for key, value in (("times", times), ("frequencies", frequencies)):
-            if type(value) is not int or not 1 <= value <= 64:
-                raise UserError(f"config key judge.options.spectrum.{key}={value!r} must be a whole number from 1 to 64")
+            check(f"spectrum.{key}", value, 1, 64)
         shape = real.info.get("image", ())
         if len(shape) != 3 or shape[0] != shape[1]:
             raise UserError(f"judge 'spectrum' needs square images; {real.info['origin']!r} has {shape or 'none'}")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from lab import find
+from lab.errors import UserError, unknown
 
 
 class Subject:
@@ -31,13 +32,22 @@ class Subject:
 
 
 def open_judges(config: dict, real: Any, train: Any) -> dict[str, Any]:
-    """The judges that a config's `judge` section names: name -> judge(subject) -> columns of a record.
+    """The judges that a config's `judge` section names: name -> judge(subject) -> columns of a record, which begin with its name.
+
+    Options go by the last part of a name: `judge.options.mine` are those of './mine.py'.
 
     `real` and `train` are the two splits of the data. An unknown name or option, or a source that a judge cannot judge, raises
     UserError.
     """
-    judges = {}
-    for name in config["names"]:
-        options = config["options"].get(name, {})
-        judges[name] = find.make(find.module("lab.evals", name).Judge, options, f"judge.options.{name}", given=(real, train))
+    judges, stems = {}, [find.stem(n) for n in config["names"]]
+    for key in config["options"]:
+        if key not in stems:
+            raise unknown("config key judge.options", key, stems)
+    for name, key in zip(config["names"], stems, strict=True):
+        module, options = find.module("lab.evals", name), config["options"].get(key, {})
+        if not hasattr(module, "Judge"):
+            raise unknown("judge name", name, find.names("lab.evals"))
+        if not isinstance(options, dict):
+            raise UserError(f"config key judge.options.{key}={options!r} must be a section, such as dict(...)")
+        judges[name] = find.make(module.Judge, options, f"judge.options.{key}", given=(real, train))
     return judges

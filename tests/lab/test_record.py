@@ -145,6 +145,14 @@ def test_what_is_said_later_of_a_step_joins_its_row(tmp_path):
     assert first["oracle"] is None
 
 
+@pytest.mark.parametrize("said", [(True, False), (False, True)])
+def test_a_trial_that_diverged_stays_so_whichever_is_written_last(tmp_path, said):
+    write(tmp_path, [row("a", 4, diverged=said[0]), row("a", 4, diverged=said[1], oracle=0.5)])
+    (found,) = record.read_rows(tmp_path).to_pylist()
+    assert found["diverged"] is True
+    assert found["oracle"] == 0.5
+
+
 def test_a_second_writer_is_told_who_the_first_is_and_may_write_when_it_is_gone(study):
     hold = "import sys; from lab.record import Lock\nwith Lock(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
     other = subprocess.Popen([sys.executable, "-c", hold, str(study)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

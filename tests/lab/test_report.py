@@ -303,4 +303,4 @@ def test_what_judges_say_of_the_best_trials_is_shown(tmp_path, quick):
     share = 1.0 - float(next(r["loss"] for r in told if r["arm"] == "mup" and r["width"] == "256")) / 4
     said = f"oracle of mup at width 256: {share:.3f} (90% interval {share - 0.05:.3f} to {share + 0.05:.3f}); chance 0.100."
     assert said in report.headline(folder)
-    assert "Judge oracle" in (folder / "report.html").read_text()
+    assert "oracle, best trial of each size" in (folder / "report.html").read_text()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -186,6 +187,10 @@ def mistake(capsys, *argv):
         ("--config.model.name=dot", ["dot", "'dit'"]),
         ("--config.model.depht=2", ["model.depht", "'model.depth'"]),
         ("--config.train.batch=1000", ["train.batch", "1000", "128"]),
+        ("--config.train.steps=-3", ["train.steps=-3", "at least 1"]),
+        ("--config.eval.metric=oracle", ["eval.metric", "'oracle'", "eval_ema, eval_loss"]),
+        ("--config.sample.options.stepz=3", ["sample.options.stepz", "'sample.options.steps'"]),
+        ("--config.parametrization.name=mpu", ["parametrization.name", "'mpu'", "'mup'"]),
     ],
 )
 def test_a_bad_override_is_one_line(tmp_path, capsys, override, named):
@@ -211,6 +216,17 @@ def test_bad_folders_are_one_line(tmp_path, capsys):
     assert "line 1" in mistake(capsys, "report", str(folder))
     damaged.unlink()
     assert record.results(folder).equals(before)
+
+
+def test_sections_may_hold_sections_and_an_empty_one_keeps_its_defaults(tmp_path):
+    path = experiment(tmp_path)
+    nested = 'dict(name="text", length=8, source=dict(name="shapes", size=16, extras=("caption",), examples=64))'
+    path.write_text(re.sub(r"c\.data = .*", f"c.data = {nested}", path.read_text()).replace("c.judge = dict(", "c.judge = {} or dict("))
+    loaded = study.load(str(path), ["--config.data.source.examples=32"])
+    assert loaded.config.data.source.to_dict() == {"name": "shapes", "size": 16, "extras": ("caption",), "examples": 32}
+    assert set(study.Study(loaded).train[0]) == {"image", "label", "caption", "text"}
+    path.write_text(path.read_text().replace("c.judge = {} or dict(names=(), every=4, n=5)", "c.judge = {}"))
+    assert study.load(str(path)).config.judge.n == study.DEFAULTS["judge"]["n"]
 
 
 def test_an_axis_that_varies_without_a_base_is_named(tmp_path, capsys):

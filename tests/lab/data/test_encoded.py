@@ -346,7 +346,7 @@ def test_endless_sources_other_sets_and_other_files_are_refused(whole, tmp_path)
     with pytest.raises(UserError, match="holds files that are no encoded set"):
         encode.write(encoders.Source(), encoders.half, tmp_path / "photos", **OPTIONS)
     with pytest.raises(UserError, match="batch=3 must be a multiple of the number of devices, 2"):
-        encode.write(encoders.Source(), encoders.half, tmp_path / "train", batch=3)
+        encode.write(encoders.Source(), encoders.half, tmp_path / "train", batch=3, devices=2)
 
 
 def test_the_command_makes_a_set_that_the_loader_reads_streamed_or_held(tmp_path, capsys, monkeypatch):
@@ -381,3 +381,28 @@ def test_the_command_makes_a_set_that_the_loader_reads_streamed_or_held(tmp_path
 def test_what_is_wrong_with_the_command_is_said(tmp_path, capsys, more, said):
     assert main(["data", "encode", FILE, "--data-dir", str(tmp_path), *more]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_arrays_that_change_from_batch_to_batch_are_refused(tmp_path):
+    """Two examples a batch: captions of up to 1 letter, then 3, then 4."""
+    with pytest.raises(UserError, match="change from batch to batch") as e:
+        encode.write(encoders.Source(), encoders.ragged, tmp_path / "set", batch=2)
+    assert "'shape': [1]" in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_tokens_are_checked_beside_a_picture(tmp_path):
+    encode.write(encoders.Source(), encoders.both, tmp_path / "set" / "train", batch=8, vocabulary=4)
+    with pytest.raises(UserError, match=r"'tokens' lie in 0\.\.3; expected below vocabulary=3"):
+        encode.write(encoders.Source(), encoders.both, tmp_path / "other", batch=8, vocabulary=3)
+
+
+@pytest.mark.parametrize("key, value", [("devices", -1), ("examples", -5), ("batch", 0)])
+def test_numbers_that_cannot_be_are_refused(tmp_path, key, value):
+    with pytest.raises(UserError, match=f"{key}={value} must be a whole number"):
+        encode.write(encoders.Source(), encoders.half, tmp_path / "set", **{key: value})
+
+
+def test_damage_comes_whole_out_of_a_worker_process():
+    damage = pickle.loads(pickle.dumps(shards.Damage(Path("a"), "is cut off", 3)))
+    assert (str(damage), damage.path, damage.record) == ("shard 'a' record 3 is cut off", Path("a"), 3)

@@ -406,7 +406,7 @@ def test_movies_are_as_they_were():
 def test_info_and_fingerprint_tell_worlds_apart():
     s = source(extras=["tokens"])
     json.dumps(s.info)
-    assert s.dims == {"frames": 8, "image": 16, "channels": 3, "classes": 9, "tokens": 2048, "vocabulary": 10}
+    assert s.dims == {"frames": 8, "side": 16, "channels": 3, "classes": 9, "tokens": 2048, "vocabulary": 10}
     assert s.info["movie"] == [8, 16, 16, 3]
     assert "image" not in s.info  # nothing takes a movie for a picture
     assert s.info["class_names"][:6] == ["still", "up slow", "down slow", "left slow", "right slow", "up fast"]
