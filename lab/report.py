@@ -479,7 +479,8 @@ def _page(folder: Path, f: Findings, drawn: dict[str, tuple[bytes, str]], made: 
     parts.append('<div class="answer">' + "".join(f"<p>{html.escape(x)}</p>" for x in conclusion(f)) + "</div>")
     parts.append(f'<p class="about">{html.escape(rest.strip())}</p>' if rest.strip() else "")
     for i, (name, (png, said)) in enumerate(drawn.items(), 1):
-        image = f'<img alt="{name}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+        width = int.from_bytes(png[16:20], "big") * 9 // 20  # pixels of the PNG's header, at 200 to an inch; a page has 90
+        image = f'<img alt="{name}" width="{width}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
         parts.append(f"<figure>{image}<figcaption><b>Figure {i}.</b> {html.escape(said)}</figcaption></figure>")
     for name, rows in made.items():
         fold = f"<details><summary>{len(rows)} rows</summary>{_table(rows)}</details>" if name == "trials" else _table(rows)
