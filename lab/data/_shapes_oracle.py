@@ -100,7 +100,7 @@ def parse(image: np.ndarray, grid: int = 2) -> list[Object]:
 def grounds(images: np.ndarray, grid: int = 2) -> np.ndarray:
     """Tone and pattern of the ground of pictures, int [N, 2], from the pixels that no object covers.
 
-    Where objects hide all that tells two grounds apart, which takes a picture of 8 pixels, the answer is one of them.
+    Where objects hide all that tells two grounds apart, which takes a picture of 8 pixels, or of 12 with one cell, the answer is one of them.
     """
     given, f = pixels(images), find(images, grid)
     on = canvas(given.shape[1], grid)

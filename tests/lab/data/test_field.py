@@ -12,7 +12,7 @@ import scipy.linalg
 
 from lab.data import field
 from lab.data.field import Source
-from lab.data.loader import Loader, open_source
+from lab.data.loader import Loader, decode, open_source
 from lab.errors import UserError
 from lab.objectives import flow
 
@@ -188,12 +188,13 @@ def test_info_tells_what_a_study_needs():
 
 def test_batches_stream_and_small_sets_are_held():
     for examples in (2**31, 64):
-        loader = Loader(open_source({"name": "field", "size": 8, "examples": examples}, "train", ""), batch=4, seeds=[0, 1])
+        world = open_source({"name": "field", "size": 8, "examples": examples}, "train", "")
+        loader = Loader(world, batch=4, seeds=[0, 1])
         batch = next(loader)
         loader.close()
         assert batch["image"].shape == (2, 4, 8, 8, 1)
         assert batch["image"].dtype == np.float32
-        assert (loader._arrays is None) == (examples > 64)
+        assert (decode(world) is None) == (examples > 64)
 
 
 @pytest.mark.parametrize(

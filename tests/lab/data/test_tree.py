@@ -202,7 +202,7 @@ def test_a_label_is_worth_most_where_little_is_revealed():
 
 
 def test_a_bad_kind_is_named():
-    with pytest.raises(UserError, match=r"data\.kind 'comp' is unknown \(nearest: 'comb'\); expected one of: chain, comb, random"):
+    with pytest.raises(UserError, match=r"data\.kind 'comp' is unknown \(nearest: 'comb'\); expected one of: comb, random, chain"):
         make(kind="comp")
     with pytest.raises(UserError, match=r"data\.own_edges=1 must be True or False"):
         make(own_edges=1)
