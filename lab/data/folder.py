@@ -32,7 +32,8 @@ class Row(NamedTuple):
     caption: str | None
 
 
-def _folder(data_dir: str, path: str) -> Path:
+def find_folder(data_dir: str, path: str) -> Path:
+    """The folder that config key data.path names, absolute or within data_dir."""
     folder = Path(data_dir) / Path(path).expanduser()
     if not folder.is_dir():
         beside = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
@@ -43,7 +44,8 @@ def _folder(data_dir: str, path: str) -> Path:
     return folder
 
 
-def _images(folder: Path) -> list[str]:
+def find_images(folder: Path) -> list[str]:
+    """Names of all images in a folder and those within it, relative to it, sorted."""
     found = []
     for at, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [d for d in folders if not d.startswith(".")]
@@ -108,7 +110,7 @@ def _classed(folder: Path, images: list[str]) -> list[Row]:
 
 
 def _rows(folder: Path) -> list[Row]:
-    images = _images(folder)
+    images = find_images(folder)
     tables = [folder / t for t in TABLES if (folder / t).is_file()]
     if len(tables) > 1:
         raise UserError(f"folder {str(folder)!r} has both {tables[0].name} and {tables[1].name}; keep one")
@@ -124,6 +126,24 @@ def _in_bucket(rows: list[Row], sizes: dict, bucket: tuple[int, int], shapes: li
     if not kept:
         raise UserError(f"config key data.bucket={bucket} is nearest to no image; images of each shape: {told}")
     return kept, {"buckets": told, "cropped": float(np.mean([pixels.cropped(*sizes[r.name], bucket) for r in kept]))}
+
+
+def check_split(split: str, eval_share: float) -> None:
+    """UserError unless a set can be split so."""
+    if split not in ("train", "eval"):
+        raise unknown("split", split, ("train", "eval"))
+    if not isinstance(eval_share, float) or not 0 < eval_share < 1:
+        raise UserError(f"config key data.eval_share={eval_share!r} must be a number between 0 and 1, such as 0.05")
+
+
+def held_out(name: str, share: float) -> bool:
+    """Whether an example of this name belongs to eval: about `share` of all names do, whatever others there are."""
+    return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) < share * 2**32
+
+
+def in_order(labels: set[str]) -> list[str]:
+    """Classes by name, numbered ones in the order of their numbers."""
+    return sorted(labels, key=lambda c: (0, int(c), c) if c.isdecimal() else (1, 0, c))
 
 
 class Source:
@@ -148,17 +168,13 @@ class Source:
         bucket_step: int = 8,
     ):
         pixels.check(size, channels)
-        if split not in ("train", "eval"):
-            raise unknown("split", split, ("train", "eval"))
-        if not isinstance(eval_share, float) or not 0 < eval_share < 1:
-            raise UserError(f"config key data.eval_share={eval_share!r} must be a number between 0 and 1, such as 0.05")
-        self.folder, self.channels = _folder(data_dir, path), channels
+        check_split(split, eval_share)
+        self.folder, self.channels = find_folder(data_dir, path), channels
         rows = _rows(self.folder)
         # of both splits, so that a change of what is held out shows too
         sums = digests(self.folder, sorted({r.name for r in rows}), data_dir)
         content = hashlib.sha256("\n".join(json.dumps([*r, sums[r.name]]) for r in rows).encode())
-        # numbered classes in the order of their numbers
-        self.classes = sorted({r.label for r in rows}, key=lambda c: (0, int(c), c) if c.isdecimal() else (1, 0, c))
+        self.classes = in_order({r.label for r in rows})
         index = {c: i for i, c in enumerate(self.classes)}
         self.shape, told = (size, size), {}
         if bucket is not None:
@@ -166,7 +182,7 @@ class Source:
             self.shape = h, w = tuple(bucket)
             rows, told = _in_bucket(rows, pixels.shapes(self.folder, sums, data_dir), self.shape, shapes)
             size = h if h == w else self.shape
-        self.rows = [r for r in rows if _held(r.name, eval_share) == (split == "eval")]
+        self.rows = [r for r in rows if held_out(r.name, eval_share) == (split == "eval")]
         if not self.rows:
             raise UserError(
                 f"config key data.eval_share={eval_share} leaves no image of {len(rows)} in {str(self.folder)!r} for {split}; "
@@ -191,7 +207,3 @@ class Source:
         path = str(self.folder / row.name)
         item = {"image": pixels.decode(path, self.shape, self.channels, path), "label": self.labels[i]}
         return item if row.caption is None else {**item, "caption": row.caption}
-
-
-def _held(name: str, share: float) -> bool:
-    return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) < share * 2**32
