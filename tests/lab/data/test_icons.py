@@ -1,6 +1,10 @@
 """The icons: the build is deterministic and checked, the split is by icon, captions are words."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -105,3 +109,18 @@ def test_a_killed_build_leaves_nothing_behind(built):
     (folder / icons.MANIFEST).unlink()
     icons.build(built[1], 8, SETS)
     assert not stale.exists()
+
+
+def test_a_build_killed_midway_and_run_again_has_the_same_bytes(built, tmp_path):
+    code = "import sys; from lab.data import icons; icons.build(sys.argv[1], 8, tuple(sys.argv[2:]))"
+    child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), *SETS], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while not list(tmp_path.glob("icons/.*.tmp-*")) and child.poll() is None and time.monotonic() < end:
+        time.sleep(0.005)
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    assert not list(tmp_path.glob("icons/*/" + icons.MANIFEST))
+    folders = [icons.build(d, 8, SETS) for d in (str(tmp_path), built[0])]
+    assert not list(tmp_path.glob("icons/.*.tmp-*"))
+    first, second = ({p.relative_to(f).as_posix(): p.read_bytes() for p in f.rglob("*") if p.is_file()} for f in folders)
+    assert first == second
