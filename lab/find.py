@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from lab.errors import UserError, unknown
+from lab.files import sha256
 
 KINDS = {"lab.data": "Source", "lab.evals": "Judge"}  # packages in which helpers lie beside the parts, and what a part exports
 
@@ -86,4 +87,4 @@ def source_digest(package: str, name: str) -> str | None:
     found = module(package, name)
     if found.__name__.startswith("lab."):
         return None
-    return hashlib.sha256(Path(found.__file__).read_bytes()).hexdigest()[:16]
+    return sha256(Path(found.__file__))[:16]

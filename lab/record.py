@@ -17,21 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lab.errors import UserError
+from lab.files import write_json as write_json  # beside what reads it
 
 SCHEMA = 1
 KEYS = ("trial", "step", "attempt")  # columns that every row has
 NOT_RESULTS = ("wall", "attempt")  # what may differ between two runs of the same study
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader finds the old file or the whole new one, never a part."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as f:
-        json.dump(value, f, indent=1, default=list)
-        f.flush()
-        os.fsync(f.fileno())
-    temporary.rename(path)
 
 
 def read_json(path: Path) -> Any:
@@ -213,6 +203,11 @@ def finished(folder: Path) -> bool:
             f"file {str(Path(folder) / 'rows.parquet')!r} is missing, though its population is done; restore it, or delete its folder and run again"
         )
     return True
+
+
+def columns(folder: Path) -> list[str]:
+    """Columns of a finished population's rows."""
+    return pq.read_schema(Path(folder) / "rows.parquet").names
 
 
 def status(folder: Path) -> dict[str, str]:

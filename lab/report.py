@@ -67,11 +67,10 @@ def _leaf(key: str | None) -> str:
     return (key or "model").rsplit(".", 1)[-1]
 
 
-def _trials(folder: Path, study: dict, rung: str | None, metric: str) -> list[dict]:
-    last = {r["trial"]: r for r in record.finals(folder).to_pylist()}
+def _trials(folder: Path, study: dict, rung: str | None, metric: str, last: dict[str, dict]) -> list[dict]:
     states, arms, config = record.status(folder), _arms(study, rung), study["config"]
     for name in study["populations"]:
-        if record.finished(folder / name) and metric not in record.read_rows(folder / name).column_names:
+        if record.finished(folder / name) and metric not in record.columns(folder / name):
             raise UserError(
                 f"file {str(folder / name / 'rows.parquet')!r} has no column {metric!r}; restore it, or delete its folder and run again"
             )
@@ -102,7 +101,8 @@ def find(folder: Path) -> Findings:
     """Read a study's records and fit what they allow."""
     folder, study = Path(folder), record.read_study(folder)
     metric, rung = study["config"]["eval"]["metric"], ladder(study)
-    trials = _trials(folder, study, rung, metric)
+    last = {r["trial"]: r for r in record.finals(folder).to_pylist()}
+    trials = _trials(folder, study, rung, metric, last)
     curves, transfers, points, laws, held = {}, {}, {}, {}, {}
     for arm in sorted({r["arm"] for r in trials}, reverse=True):  # standard before mup
         mine = _balanced([r for r in trials if r["arm"] == arm])
@@ -118,7 +118,7 @@ def find(folder: Path) -> Findings:
         if len(set(x.tolist())) >= 3 and (x > 0).all() and (y > 0).all():
             held[arm] = power.holdout(x, y)
             laws[arm] = held[arm].law
-    judged = _judged(folder, study, trials)
+    judged = _judged(study, trials, last)
     return Findings(
         study, metric, rung, trials, curves, transfers, points, laws, held, _difference(curves, transfers), floor(study), judged
     )
@@ -141,10 +141,8 @@ def judges(study: dict) -> list[str]:
     return [parts.stem(n) for n in study["config"].get("judge", {}).get("names", ())]
 
 
-def _judged(folder: Path, study: dict, trials: list[dict]) -> list[dict]:
-    named = judges(study)
-    last = {r["trial"]: r for r in record.finals(folder).to_pylist()} if named else {}
-    out = []
+def _judged(study: dict, trials: list[dict], last: dict[str, dict]) -> list[dict]:
+    named, out = judges(study), []
     for r in _best(trials).values():
         said = {k: v for k, v in last.get(r["trial"], {}).items() if v is not None and any(k == n or k.startswith(f"{n}_") for n in named)}
         if said:

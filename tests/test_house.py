@@ -43,6 +43,7 @@ FLOORS = {
     "sharding": 0,
     "lab.find": -1,
     "lab.errors": -2,
+    "lab.files": -2,
 }
 ALLOWED = {("lab.data", "lab.log")}  # one console for all progress, whoever draws it
 EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.py"))

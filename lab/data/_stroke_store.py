@@ -1,6 +1,5 @@
 """Outlines of the icon sets, read from their SVG files once: a checked file a set in data_dir, written whole or not at all."""
 
-import fcntl
 import hashlib
 import importlib.metadata
 import io
@@ -13,6 +12,7 @@ from rich.progress import track
 
 from lab.data import _svg_paths
 from lab.data.icons import raster
+from lab.data.stored import writing
 from lab.errors import UserError
 from lab.log import console
 
@@ -83,9 +83,7 @@ def load(data_dir: str, kind: str) -> dict[str, np.ndarray]:
     except _Damaged:
         pass
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with (file.parent / f".{kind}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with writing(file, "set --config.run.data_dir=FOLDER"):
             try:
                 return _read(file)  # another builder was first
             except _Damaged as e:

@@ -19,10 +19,11 @@ from rich.progress import track
 from lab import find
 from lab.data import shards
 from lab.data.loader import CORES, open_source, shown
-from lab.data.mapped import Function, function_digest, function_name, outputs, read_batch, sha256
+from lab.data.mapped import Function, function_digest, function_name, outputs, read_batch
 from lab.data.moments import Moments
-from lab.data.stored import write_json, writing
+from lab.data.stored import writing
 from lab.errors import UserError, unknown
+from lab.files import sha256, write_json
 from lab.log import console
 
 CARD = "card.json"

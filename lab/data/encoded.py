@@ -17,9 +17,9 @@ import numpy as np
 from lab.data import stored
 from lab.data.encode import CARD, identity, open_shards
 from lab.data.loader import shown
-from lab.data.mapped import sha256
 from lab.data.shards import Damage, Shard
 from lab.errors import UserError, nearest, unknown
+from lab.files import sha256
 
 SPLITS = ("train", "eval")
 

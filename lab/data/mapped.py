@@ -1,6 +1,5 @@
 """A function of batches, run on every device that jax can run it on, and checks of what it gives."""
 
-import hashlib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +11,7 @@ import numpy as np
 
 from lab.data.loader import fetch, numeric
 from lab.errors import UserError
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+from lab.files import sha256
 
 
 class Function:

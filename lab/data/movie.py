@@ -20,7 +20,7 @@ from lab.data._shapes_oracle import nearest
 from lab.data._shapes_scene import COLOURS, PALETTE, PATTERNS, SHAPES, SIZES, TONES, Object, Scene
 from lab.data._shapes_skills import Draws
 from lab.data.shapes import LENGTH, SHARE, from_tokens, noise_curve
-from lab.data.world import check
+from lab.data.world import check, check_extras
 from lab.errors import UserError, unknown
 
 __all__ = ["Object", "Scene", "Source", "from_tokens", "noise_curve", "to_tokens"]
@@ -41,11 +41,7 @@ def _check(split: str, frames: int, seed: int, examples: int, extras: tuple[str,
         raise unknown("split", split, LENGTH)
     for key, value, low, high in (("frames", frames, 2, 32), ("seed", seed, 0, 2**32 - 1), ("examples", examples, 0, LENGTH["train"])):
         check(key, value, low, high)
-    if not isinstance(extras, (list, tuple)):
-        raise UserError(f"config key data.extras={extras!r} must be a tuple of some of: {', '.join(EXTRAS)}")
-    for extra in extras:
-        if extra not in EXTRAS:
-            raise unknown("config key data.extras:", extra, EXTRAS)
+    check_extras(extras, EXTRAS)
 
 
 class Source:

@@ -13,7 +13,7 @@ from lab.data import _shapes_text as words
 from lab.data._shapes_oracle import attributes, find, grounds, nearest, parse
 from lab.data._shapes_scene import COLOURS, PALETTE, SHAPES, SIZES, Object, Scene, canvas
 from lab.data._shapes_skills import PARTS, SKILLS, Draws
-from lab.data.world import check
+from lab.data.world import check, check_extras
 from lab.errors import UserError, unknown
 
 __all__ = ["PALETTE", "Object", "Scene", "Source", "attributes", "find", "from_tokens", "grounds", "noise_curve", "parse", "to_tokens"]
@@ -62,12 +62,7 @@ def _check(options: dict, split: str) -> None:
             raise unknown(f"config key data.{key}", options[key], known)
     for key, high in (("seed", 2**32 - 1), ("examples", LENGTH["train"])):
         check(key, options[key], 0, high)
-    extras = options["extras"]
-    if not isinstance(extras, (list, tuple)):
-        raise UserError(f"config key data.extras={extras!r} must be a tuple of some of: {', '.join(EXTRAS)}")
-    for extra in extras:
-        if extra not in EXTRAS:
-            raise unknown("config key data.extras:", extra, EXTRAS)
+    check_extras(options["extras"], EXTRAS)
 
 
 class Source:

@@ -1,4 +1,4 @@
-"""What sources that read or write stored files share: digests of files, locks, whole writes, and a quiet tensorflow-datasets."""
+"""What sources that read or write stored files share: digests of files, locks, and a quiet tensorflow-datasets."""
 
 import fcntl
 import hashlib
@@ -11,11 +11,11 @@ import warnings
 from collections.abc import Iterable
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from typing import Any
 
 from rich.progress import track
 
 from lab.errors import UserError
+from lab.files import sha256
 from lab.log import console
 
 
@@ -48,16 +48,6 @@ def writing(folder: Path, hint: str):
         yield
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader finds the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as f:
-        json.dump(value, f, indent=1)
-        f.flush()
-        os.fsync(f.fileno())
-    temporary.rename(path)
-
-
 def digests(folder: Path, names: Iterable[str], data_dir: str) -> dict[str, str]:
     """SHA-256 of the bytes of each named file of `folder`.
 
@@ -74,8 +64,7 @@ def digests(folder: Path, names: Iterable[str], data_dir: str) -> dict[str, str]
     brief = len(todo) < 5000 and sum(stamps[n][0] for n in todo) < 1 << 28
     for n in track(todo, f"reading {folder.name}", console=console, disable=brief):
         try:
-            with (folder / n).open("rb") as f:
-                out[n] = hashlib.file_digest(f, "sha256").hexdigest()
+            out[n] = sha256(folder / n)
         except OSError as e:
             raise UserError(f"file {str(folder / n)!r} cannot be read ({e.strerror})") from e
     if todo:

@@ -19,11 +19,20 @@ for mass in DENSITIES.values():
     mass[[0, -1]] += (1 - mass.sum()) / 2  # beyond both ends losses are constant
 
 
-def check(key: str, value: Any, low: float, high: float) -> None:
+def check(key: str, value: Any, low: float, high: float, section: str = "data") -> None:
     """UserError unless `value` is of the type of `low` (a whole number may stand for a float) and within [low, high]."""
     whole = type(low) is int
     if (type(value) is not int and (whole or type(value) is not float)) or not low <= value <= high:
-        raise UserError(f"config key data.{key}={value!r} must be a {'whole ' if whole else ''}number from {low} to {high}")
+        raise UserError(f"config key {section}.{key}={value!r} must be a {'whole ' if whole else ''}number from {low} to {high}")
+
+
+def check_extras(extras: Any, known: tuple[str, ...]) -> None:
+    """UserError unless config key data.extras is a tuple of some that are known."""
+    if not isinstance(extras, (list, tuple)):
+        raise UserError(f"config key data.extras={extras!r} must be a tuple of some of: {', '.join(known)}")
+    for extra in extras:
+        if extra not in known:
+            raise unknown("config key data.extras:", extra, known)
 
 
 def numbers(seed: int, stream: str, i: int = 0) -> np.random.Generator:

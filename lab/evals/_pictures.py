@@ -4,13 +4,13 @@ from typing import Any
 
 import numpy as np
 
+from lab.data import world
 from lab.errors import UserError
 
 
 def check(key: str, value: Any, low: int, high: int) -> None:
     """UserError unless the judge's option `key` (such as 'novelty.n_train') is a whole number within [low, high]."""
-    if type(value) is not int or not low <= value <= high:
-        raise UserError(f"config key judge.options.{key}={value!r} must be a whole number from {low} to {high}")
+    world.check(key, value, low, high, section="judge.options")
 
 
 def need_pictures(judge: str, source: Any) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from lab.data.icons import raster
 from lab.data.stored import quiet_tfds, writing
 from lab.errors import UserError
+from lab.files import sha256
 
 MANIFEST = "manifest.json"
 
@@ -31,7 +32,7 @@ def _folder(data_dir: str, size: int, sets: tuple[str, ...]) -> Path:
 
 def _sums(folder: Path) -> dict[str, str]:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    return {p.relative_to(folder).as_posix(): sha256(p) for p in files}
 
 
 def damage(folder: Path) -> str | None:
