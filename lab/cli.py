@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--trial", default="", help="id of a trial that kept its weights")
     sample.add_argument("--out", default="samples.png", help="picture to write (default: samples.png)")
     sample.add_argument("--judge", action="append", default=[], metavar="NAME", help="judge the samples instead, by a judge of lab/evals")
-    sample.add_argument("--data-dir", default="", help="where the study's data lies (default: where it lay)")
+    sample.add_argument("--data-dir", default="", help="--judge: where the study's data lies (default: where it lay)")
     actions = "list, build, verify, show or encode"
     data = command("data", _data, "list the sources; build, verify, show or encode one", "action", actions)
     data.add_argument("name", nargs="?", help="source, such as icons")
@@ -226,14 +226,14 @@ def _sample(args: argparse.Namespace) -> None:
     from lab import record
 
     folder = Path(args.study)
-    record.read_study(folder)
+    info = record.read_study(folder)["data"]
     from lab import report, study
     from lab.log import console
 
     _jax()
     options = {"steps": args.steps, "guidance": args.guidance, "method": args.method}
-    train, held = study.sources(folder, args.data_dir)
-    found = study.restored(folder, train, args.trial)
+    train, held = study.sources(folder, args.data_dir) if args.judge else (None, None)
+    found = study.restored(folder, args.trial)
     console.print(f"compiling the sampler of trial {found.about['trial']} and drawing {args.n} samples", markup=False)
     if args.judge:
         told = ", ".join(f"{k} {v}" for k, v in options.items())
@@ -241,7 +241,7 @@ def _sample(args: argparse.Namespace) -> None:
         for column, value in study.judged(found, train, held, args.judge, args.n, options).items():
             print(f"{column:24} {value:.6g}")
         return
-    images, about = study.sample(found, train.info, args.n, options)
+    images, about = study.sample(found, info, args.n, options)
     names = [about["class_names"][i] for i in about["labels"]]
     report.grid(images, names, Path(args.out))
     print(f"{args.n} samples of trial {about['trial']} ({about['arm']}, {about['population']}): {args.out}")

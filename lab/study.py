@@ -338,7 +338,7 @@ class Study:
         return {
             **{"schema": record.SCHEMA, "name": e.name, "question": e.question, "experiment": e.text},
             **{"config": self.config, "swept": e.swept, "trials": trials, "populations": pops, "versions": versions()},
-            "data": {**self.train.info, "eval_examples": len(self.held)},
+            "data": {**self.train.info, "dims": self.train.dims, "eval_examples": len(self.held)},
         }
 
     def example(self) -> dict[str, np.ndarray]:
@@ -408,7 +408,7 @@ class Study:
         progress.stage(name, "sampling")
         shown = self.config["sample"]
         try:
-            images, about = sample(restored(folder, self.train), self.train.info, shown["n"], shown["options"])
+            images, about = sample(restored(folder), self.train.info, shown["n"], shown["options"])
         except UserError as e:  # what is trained is told all the same
             progress.finish(name, f"no samples: {e}")
             return
@@ -463,7 +463,7 @@ class Restored(NamedTuple):
     about: dict[str, str]
 
 
-def restored(folder: Path, source: Any, trial: str = "") -> Restored:
+def restored(folder: Path, trial: str = "") -> Restored:
     """The best trial of the largest finished population of a study, or `trial`, whose best of each arm are kept."""
     about = record.read_study(folder)
     kept_in = [n for n in about["populations"] if record.finished(folder / n) and _kept(folder / n)]
@@ -478,7 +478,7 @@ def restored(folder: Path, source: Any, trial: str = "") -> Restored:
             raise UserError(f"trial {trial!r} has no weights: its population {name!r} is not done, or every trial of it diverged")
     config = record.read_json(folder / name / "config.json")
     jax.config.update("jax_default_matmul_precision", config["train"]["precision"])
-    program = populations.build(config, source.dims)
+    program = populations.build(config, _dims(about["data"]))
     if not (folder / name / "weights").exists():
         raise UserError(f"folder {str(folder / name / 'weights')!r} is missing; restore it, or delete {name!r} and run again")
     store = Checkpoints(folder / name / "weights")
@@ -493,6 +493,14 @@ def restored(folder: Path, source: Any, trial: str = "") -> Restored:
             f"weights of population {name!r} are damaged; restore {str(folder / name / 'weights')!r}, or delete {name!r} and run again"
         )
     return Restored(program, weights[1][trial], config, {"population": name, "trial": trial, "arm": kept[trial]["arm"]})
+
+
+def _dims(info: dict) -> dict[str, int]:
+    """Sizes that the data gave, so that sampling needs no data; studies of old tell them by their images."""
+    if "dims" in info:
+        return info["dims"]
+    h, _, c = info["image"]
+    return {"image": h, "channels": c, "classes": info["classes"]}
 
 
 def _kept(folder: Path) -> bool:
