@@ -1,7 +1,7 @@
 """Does a deeper model compile as fast as a shallow one? `lab bench compile`: a DiT train step of 28 layers against one of 4.
 
-Both are programs that scan over their layers. On CPU the lab unrolls up to dit.UNROLL layers (faster steps, slower compile), so this
-sets dit.UNROLL = 0 for the comparison and reports the unrolled 4 layers beside it. Nothing is cached; seconds are trace + lower +
+Both are programs that scan over their layers. On CPU the lab unrolls up to shared.UNROLL layers (faster steps, slower compile), so this
+sets shared.UNROLL = 0 for the comparison and reports the unrolled 4 layers beside it. Nothing is cached; seconds are trace + lower +
 compile, the median of interleaved rounds in one process. The target for 28 layers is at most 1.3 times 4 layers.
 """
 
@@ -24,12 +24,12 @@ def compile_step(layers: int, unroll: int, args: argparse.Namespace) -> dict[str
     import jax
     import numpy as np
 
-    from lab.models import dit
+    from lab.models import shared
     from lab.population import turns
     from lab.train import over_trials
 
     jax.clear_caches()
-    usual, dit.UNROLL = dit.UNROLL, unroll
+    usual, shared.UNROLL = shared.UNROLL, unroll
     try:
         pop = _turns.population(_turns.config(**{"model.width": args.width, "model.depth": layers}), args.trials)
         state = jax.eval_shape(over_trials(pop.program.init, (0,), turns(args.trials)), pop.hyper)
@@ -47,7 +47,7 @@ def compile_step(layers: int, unroll: int, args: argparse.Namespace) -> dict[str
         lowered.compile()
         times.append(time.perf_counter())
     finally:
-        dit.UNROLL = usual
+        shared.UNROLL = usual
     parts = [b - a for a, b in itertools.pairwise(times)]
     return {**dict(zip(("trace_s", "lower_s", "compile_s"), parts, strict=True)), "total_s": sum(parts)}
 

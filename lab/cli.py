@@ -50,13 +50,18 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", help="folder for the report (default: the study's)")
     sample = command("sample", _sample, "a grid of samples of a study's best model", "study", "folder of a study")
     sample.add_argument("-n", type=int, default=32, help="how many")
-    sample.add_argument("--guidance", type=float, default=2.0)
-    sample.add_argument("--steps", type=int, default=50)
-    sample.add_argument("--method", default="heun", help="euler or heun")
+    sample.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a caption to sample by, in turn; needs the data")
+    sample.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of the objective's sampler, such as guidance=3; else the study's own",
+    )
     sample.add_argument("--trial", default="", help="id of a trial that kept its weights")
     sample.add_argument("--out", default="samples.png", help="picture to write (default: samples.png)")
     sample.add_argument("--judge", action="append", default=[], metavar="NAME", help="judge the samples instead, by a judge of lab/evals")
-    sample.add_argument("--data-dir", default="", help="--judge: where the study's data lies (default: where it lay)")
+    sample.add_argument("--data-dir", default="", help="--judge, --prompt: where the study's data lies (default: where it lay)")
     actions = "list, build, verify, show or encode"
     data = command("data", _data, "list the sources; build, verify, show or encode one", "action", actions)
     data.add_argument("name", nargs="?", help="source, such as icons")
@@ -220,31 +225,33 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _sample(args: argparse.Namespace) -> None:
-    for option, value in (("-n", args.n), ("--steps", args.steps)):
-        if value < 1:
-            raise UserError(f"{option}={value} must be at least 1")
+    if args.n < 1:
+        raise UserError(f"-n={args.n} must be at least 1")
+    if args.prompt and args.judge:
+        raise UserError("--prompt asks for pictures and --judge for a verdict on the data's own prompts; give one of them")
     from lab import record
 
     folder = Path(args.study)
     info = record.read_study(folder)["data"]
-    from lab import report, study
+    from lab import find, report, study
     from lab.log import console
 
     _jax()
-    options = {"steps": args.steps, "guidance": args.guidance, "method": args.method}
-    train, held = study.sources(folder, args.data_dir) if args.judge else (None, None)
+    train, held = study.sources(folder, args.data_dir) if args.judge or args.prompt else (None, None)
     found = study.restored(folder, args.trial)
-    console.print(f"compiling the sampler of trial {found.about['trial']} and drawing {args.n} samples", markup=False)
+    options = {**found.config["sample"]["options"], **dict(map(_option, args.option))}
+    find.check(found.program.objective.sample, options, "--option", ("model", "key", "cond", "shape"))
+    about = found.about
+    told = f"{args.n} samples of trial {about['trial']} ({about['arm']}, {about['population']}"
+    console.print(f"compiling the sampler of trial {about['trial']} and drawing {args.n} samples", markup=False)
     if args.judge:
-        told = ", ".join(f"{k} {v}" for k, v in options.items())
-        print(f"{args.n} samples of trial {found.about['trial']} ({found.about['arm']}, {found.about['population']}; {told})")
+        print(f"{told}{''.join(f'; {k} {v}' for k, v in options.items())})")
         for column, value in study.judged(found, train, held, args.judge, args.n, options).items():
             print(f"{column:24} {value:.6g}")
         return
-    images, about = study.sample(found, info, args.n, options)
-    names = [about["class_names"][i] for i in about["labels"]]
-    report.grid(images, names, Path(args.out))
-    print(f"{args.n} samples of trial {about['trial']} ({about['arm']}, {about['population']}): {args.out}")
+    cond, names = study.prompted(held, args.prompt, args.n) if args.prompt else study.asked(info, args.n)
+    report.grid(study.sample(found, info, cond, options), names, Path(args.out))
+    print(f"{told}): {args.out}")
 
 
 def _data(args: argparse.Namespace) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 from lab.errors import UserError, unknown
 from lab.files import sha256
 
-KINDS = {"lab.data": "Source", "lab.evals": "Judge"}  # packages in which helpers lie beside the parts, and what a part exports
+# packages of parts, in which helpers may lie beside them, and what a part exports
+KINDS = {"lab.data": "Source", "lab.evals": "Judge", "lab.models": "Model", "lab.objectives": "Objective"}
 
 
 def module(package: str, name: str) -> ModuleType:
@@ -40,8 +41,7 @@ def module(package: str, name: str) -> ModuleType:
     except ModuleNotFoundError as e:
         if not dotted.startswith(e.name or ""):
             raise UserError(f"{dotted!r} needs the package {e.name!r}, which is not installed") from e
-        kind = KINDS.get(package, package.rsplit(".", 1)[-1].rstrip("s"))
-        raise unknown(f"{kind.lower()} name", name, names(package)) from None
+        raise unknown(f"{KINDS[package].lower()} name", name, names(package)) from None
 
 
 def stem(name: str) -> str:
@@ -50,11 +50,9 @@ def stem(name: str) -> str:
 
 
 def names(package: str) -> list[str]:
-    """The parts that `package` ships; of lab.data and lab.evals the modules that define one, beside which helpers lie."""
+    """The parts that `package` ships: its modules that define one."""
     found = importlib.import_module(package)
     shipped = sorted(m.name for m in pkgutil.iter_modules(found.__path__))
-    if package not in KINDS:
-        return shipped
     files = {n: Path(importlib.util.find_spec(f"{package}.{n}").origin) for n in shipped}
     return [n for n, file in files.items() if f"\nclass {KINDS[package]}" in file.read_text()]
 

@@ -12,37 +12,50 @@ from lab import find
 from lab.errors import UserError
 from lab.evals.subject import Subject
 from lab.log import console
+from lab.objectives.conditions import known
 from lab.train import Program, over_trials
 
 KEY = 20_251_125  # the noise of samples is the same for every trial of every study
 CHUNK = 128  # samples drawn at once
 
 
-def labels(real: Any, n: int) -> np.ndarray:
-    """Labels [n] of random held-out examples: samples for these are judged against the held-out set."""
+def conditions(real: Any, n: int) -> dict[str, np.ndarray]:
+    """Label and text [n, ...] of random held-out examples: samples for these are judged against the held-out set."""
     rows = np.resize(np.random.default_rng(2).permutation(len(real))[:n], n)
-    return np.array([real[int(i)]["label"] for i in rows], np.int32)
+    given = [known(real[int(i)]) for i in rows]
+    return {k: np.stack([g[k] for g in given]) for k in given[0]}
 
 
 class Painter:
-    """Draws samples and errors of stacked weights [trials, ...]; compiled when first used."""
+    """Draws samples and errors of stacked weights [trials, ...]; compiled when first used.
 
-    def __init__(self, program: Program, shape: tuple, options: dict, turns: Mesh | None = None, clip: bool = False):
-        self._clip, self._objective = clip, program.objective
+    `shape` is that of one drawn thing, of a batch's entry `objective.makes`; `palette` holds the colour [channels] of every token.
+    """
 
-        def draw(params, key, label):
-            return program.sample(params, key, {"label": label}, shape=tuple(shape), **options)
+    def __init__(self, program: Program, shape: tuple, options: dict, turns: Mesh | None = None, clip: bool = False, palette: Any = None):
+        self._clip, self._objective, self._palette = clip, program.objective, palette
+
+        def draw(params, key, cond):
+            return program.sample(params, key, cond, shape=tuple(shape), **options)
 
         self._draw = jax.jit(over_trials(draw, (0, None, None), turns))
         self._errors = jax.jit(over_trials(program.errors, (0, None, None), turns))
 
-    def samples(self, params: Any, label: np.ndarray) -> np.ndarray:
-        """Images [trials, n, ...] for labels [n], cut to [-1, 1] where the source has bytes (`clip`)."""
-        n, size = len(label), min(len(label), CHUNK)
-        padded = np.resize(label, -(-n // size) * size).reshape(-1, size)
-        keys = jax.random.split(jax.random.key(KEY), len(padded))
-        images = np.concatenate([np.asarray(self._draw(params, k, jnp.asarray(y))) for k, y in zip(keys, padded, strict=True)], 1)
-        return np.clip(images[:, :n], -1.0, 1.0) if self._clip else images[:, :n]
+    def samples(self, params: Any, cond: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What is drawn, [trials, n, ...], for conditions [n, ...], and under 'image' its pictures: floats as a model sees them.
+
+        Pictures are cut to [-1, 1] where the source has bytes (`clip`).
+        """
+        n = len(next(iter(cond.values())))
+        size = min(n, CHUNK)
+        padded = {k: np.resize(v, (-(-n // size) * size, *v.shape[1:])).reshape(-1, size, *v.shape[1:]) for k, v in cond.items()}
+        keys = jax.random.split(jax.random.key(KEY), -(-n // size))
+        chunks = [jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), padded) for i in range(len(keys))]
+        drawn = np.concatenate([np.asarray(self._draw(params, k, c)) for k, c in zip(keys, chunks, strict=True)], 1)[:, :n]
+        if self._objective.makes != "image":
+            out = {self._objective.makes: drawn}
+            return out if self._palette is None else out | {"image": np.asarray(self._palette, np.float32)[drawn] / 127.5 - 1.0}
+        return {"image": np.clip(drawn, -1.0, 1.0) if self._clip else drawn}
 
     def errors(self, params: Any, key: jax.Array, batches: dict) -> dict[str, np.ndarray]:
         """t [trials, M] and error [trials, M, ...] on held-out batches; UserError where the objective knows no errors."""
@@ -85,8 +98,8 @@ class Judging:
             return drawn[what]
 
         def samples(i):
-            label = once("label", lambda: labels(self._real, self.n))
-            return {"image": once("image", lambda: self._painter.samples(params, label))[i], "label": label}
+            given = once("conditions", lambda: conditions(self._real, self.n))
+            return {k: v[i] for k, v in once("samples", lambda: self._painter.samples(params, given)).items()} | given
 
         def errors(i):
             return {k: v[i] for k, v in once("errors", lambda: self._painter.errors(params, *self._held)).items()}

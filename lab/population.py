@@ -74,18 +74,18 @@ def build(config: dict, source_dims: dict[str, int]) -> Program:
 def _dims(model: Any, part: dict, base: dict, given: dict[str, dict[str, int]]) -> Dims:
     """dims = config | source.dims | objective.dims; a knob set twice with different values is a conflict."""
     knobs = {}
-    needed = list(find.arguments(model.axes))
+    needed = find.arguments(model.axes)
     for where, sizes in {"model": {k: v for k, v in part.items() if k in needed}, **given}.items():
         for k, v in sizes.items():
             if k in knobs and knobs[k] != v:
                 raise UserError(f"size {k!r} is {knobs[k]} in the config but {v} in the {where}; leave it to one of them")
             knobs[k] = v
-    if missing := [k for k in needed if k not in knobs]:
+    if missing := [k for k, required in needed.items() if required and k not in knobs]:
         raise UserError(f"config key model.{missing[0]} is missing; the model's knobs: {', '.join(needed)}")
     for k, v in knobs.items():
         if not isinstance(v, int) or isinstance(v, bool) or v < 1:
             raise UserError(f"model.{k}={v!r} must be a positive whole number")
-    return Dims.of(model.axes, {k: knobs[k] for k in needed}, base)
+    return Dims.of(model.axes, {k: knobs[k] for k in needed if k in knobs}, base)
 
 
 def hypers(program: Program, trials: list[Trial], seeds: list[int]) -> Hyper:
@@ -176,8 +176,9 @@ class Population:
 
     def judging(self, judges: dict[str, Any], real: Any) -> Judging:
         """The judges of these trials; `real` is the held-out split."""
-        example = real[0]["image"] if judges else np.zeros(0)
-        painter = Painter(self.program, example.shape, self.config["sample"]["options"], self._turns, clip=example.dtype == np.uint8)
+        made = real[0].get(self.program.objective.makes, np.zeros(0)) if judges else np.zeros(0)
+        shown = {"clip": made.dtype == np.uint8, "palette": real.info.get("palette")}
+        painter = Painter(self.program, made.shape, self.config["sample"]["options"], self._turns, **shown)
         return Judging(judges, self.config["judge"], painter, real, (self._key, self.held_out), len(self.trials))
 
     def averages(self, carry: list[jax.Array]) -> tuple[Any, jax.Array]:

@@ -322,9 +322,9 @@ def _samples(folder: Path, f: Findings) -> tuple[Figure, str] | None:
     with np.load(largest) as z:
         about, real, made = json.loads(str(z["about"])), z["real"], z["samples"]
     arm = next((r["arm"] for r in f.trials if r["trial"] == about["trial"]), about["arm"])
-    settings = ", ".join(f"{k} {about[k]}" for k in ("method", "steps", "guidance") if k in about)
-    named = about.get("class_names") or []
-    classes = f" Classes in turn: {', '.join(named)}." if 1 < len(named) <= 10 else ""
+    settings = ", ".join(f"{k} {v}" for k, v in about.items() if k not in ("population", "trial", "arm", "names"))
+    named = list(dict.fromkeys(about.get("names") or ()))
+    classes = f" Asked for in turn: {', '.join(named)}." if 1 < len(named) <= 10 else ""
     said = (
         f"Left: held-out real examples. Right: samples of the best trial of the largest model that kept its weights ({arm}, "
         f"{about['population']}{'; ' + settings if settings else ''}).{classes}"

@@ -338,8 +338,14 @@ class Study:
         return {
             **{"schema": record.SCHEMA, "name": e.name, "question": e.question, "experiment": e.text},
             **{"config": self.config, "swept": e.swept, "trials": trials, "populations": pops, "versions": versions()},
-            "data": {**self.train.info, "dims": self.train.dims, "eval_examples": len(self.held)},
+            "data": {**self.train.info, "dims": self.train.dims, "eval_examples": len(self.held), **self._shown()},
         }
+
+    def _shown(self) -> dict:
+        """What samples are drawn with where the data is not at hand: the shape of every array of an example, and the prompts."""
+        item, n = self.held[0], self.config["sample"]["n"]
+        told = {"shapes": {k: list(np.shape(v)) for k, v in item.items() if not isinstance(v, str)}}
+        return told | ({"prompts": prompts(self.held, n)} if n and "text" in item else {})
 
     def example(self) -> dict[str, np.ndarray]:
         """One small batch [2, ...], for tracing."""
@@ -408,15 +414,17 @@ class Study:
         progress.stage(name, "sampling")
         shown = self.config["sample"]
         try:
-            images, about = sample(restored(folder), self.train.info, shown["n"], shown["options"])
+            found, info = restored(folder), record.read_study(folder)["data"]
+            cond, names = asked(info, shown["n"])
+            images, about = sample(found, info, cond, shown["options"]), {**found.about, "names": names, **shown["options"]}
         except UserError as e:  # what is trained is told all the same
             progress.finish(name, f"no samples: {e}")
             return
         rows = np.random.default_rng(1).permutation(len(self.held))[: len(images)]
-        real = np.stack([self.held[int(i)]["image"] for i in rows])
+        real = np.stack([picture(self.held[int(i)], self.train.info) for i in rows])
         target = folder / about["population"] / "samples.npz"
         with target.with_suffix(".tmp").open("wb") as f:
-            np.savez_compressed(f, samples=images, real=real, labels=about.pop("labels"), about=json.dumps(about))
+            np.savez_compressed(f, samples=images, real=real, about=json.dumps(about))
         target.with_suffix(".tmp").rename(target)
         progress.finish(name)
 
@@ -518,13 +526,55 @@ def sources(folder: Path, data_dir: str = "") -> tuple[Any, Any]:
     return train, held
 
 
-def sample(found: Restored, info: dict, n: int, options: dict) -> tuple[np.ndarray, dict]:
-    """`n` uint8 images [n, h, w, c] of restored weights, classes in turn, and what they are."""
-    labels = np.arange(n) % info["classes"]
-    painter = Painter(found.program, info["image"], options)
-    images = painter.samples(jax.tree.map(lambda x: x[None], found.weights), labels)[0]
-    pixels = np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)
-    return pixels, {**found.about, "labels": labels, "class_names": info["class_names"], **options}
+def prompts(source: Any, n: int) -> dict[str, list]:
+    """Conditions to draw `n` samples by: classes in turn, each with the text of a held-out example of its own; and their names."""
+    classes, scan = source.info["classes"], min(len(source), 8 * max(n, source.info["classes"]))
+    rows = np.random.default_rng(1).permutation(len(source))[:scan]
+    found: dict[int, list] = {}
+    for i in rows:
+        item = source[int(i)]
+        found.setdefault(int(item["label"]), []).append((item, item.get("caption")))
+        if sum(map(len, found.values())) >= n and len(found) >= min(n, classes):
+            break
+    at = sorted(found)
+    picked = [found[at[k % len(at)]] for k in range(n)]
+    turn = [x[(k // len(at)) % len(x)] for k, x in enumerate(picked)]
+    names = [caption or source.info["class_names"][int(item["label"])] for item, caption in turn]
+    return {"label": [int(x["label"]) for x, _ in turn], "text": [np.asarray(x["text"]).tolist() for x, _ in turn], "names": names}
+
+
+def picture(item: dict, info: dict) -> np.ndarray:
+    """The picture of an example as uint8 or floats: its own, or of its tokens by the source's palette."""
+    return item["image"] if "image" in item else np.asarray(info["palette"], np.uint8)[item["tokens"]]
+
+
+def asked(info: dict, n: int) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Conditions [n, ...] to sample by, and a name for each: a study's prompts in turn, or its classes."""
+    if "prompts" in info:
+        turn = {k: [v[i % len(v)] for i in range(n)] for k, v in info["prompts"].items()}
+        return {k: np.array(v, np.float32 if np.asarray(v).dtype.kind == "f" else np.int32) for k, v in turn.items() if k != "names"}, turn[
+            "names"
+        ]
+    labels = np.arange(n, dtype=np.int32) % info["classes"]
+    return {"label": labels}, [info["class_names"][i] for i in labels]
+
+
+def prompted(source: Any, texts: list[str], n: int) -> tuple[dict[str, np.ndarray], list[str]]:
+    """`asked` of captions in turn, with no label beside them; UserError where the source has no tokens for a text."""
+    if not hasattr(source, "encode"):
+        raise UserError(f"--prompt: the source {source.info['origin']!r} makes no tokens of a text")
+    names = [texts[i % len(texts)] for i in range(n)]
+    return {"label": np.full(n, -1, np.int32), "text": np.stack([source.encode(t) for t in names])}, names
+
+
+def sample(found: Restored, info: dict, cond: dict[str, np.ndarray], options: dict) -> np.ndarray:
+    """uint8 images [n, h, w, c] of restored weights, one for each of the conditions [n, ...]; `info` is the data's of study.json."""
+    makes = found.program.objective.makes
+    if makes != "image" and "palette" not in info:
+        raise UserError(f"samples are {makes} that no palette of the source makes into pictures; judge them by --judge instead")
+    painter = Painter(found.program, info.get("shapes", info)[makes], options, palette=info.get("palette"))
+    images = painter.samples(jax.tree.map(lambda x: x[None], found.weights), cond)["image"][0]
+    return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
 def judged(found: Restored, train: Any, held: Any, names: list[str], n: int, options: dict) -> dict[str, float]:
@@ -532,7 +582,8 @@ def judged(found: Restored, train: Any, held: Any, names: list[str], n: int, opt
     config = {**DEFAULTS["judge"], **found.config.get("judge", {}), "names": names, "n": n}
     judges = open_judges(config, held, train)
     batches = jax.tree.map(jnp.asarray, held_out(found.config, held))
-    painter = Painter(found.program, held.info["image"], options, clip=held[0]["image"].dtype == np.uint8)
+    made = held[0][found.program.objective.makes]
+    painter = Painter(found.program, made.shape, options, clip=made.dtype == np.uint8, palette=held.info.get("palette"))
     judging = Judging(judges, config, painter, held, (jax.random.key(populations.EVAL_KEY), batches), 1, strict=True)
     judging.judge(0, jax.tree.map(lambda x: x[None], found.weights), np.array([True]))
     ((_, values),) = judging.rows(wait=True)

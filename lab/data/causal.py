@@ -58,6 +58,7 @@ class Field:
         first = [self._item(s, i)["tokens"].tolist() for s in (0, 1) for i in range(4)]
         self.info = {
             **{"tokens": [side, side], "vocabulary": vocabulary, "classes": classes, "class_names": [str(c) for c in range(classes)]},
+            "palette": [[round(255 * v / (vocabulary - 1))] for v in range(vocabulary)],
             **{"examples": examples or LENGTH["train"], "origin": f"{type(self).__module__} {json.dumps(options)}"},
             "fingerprint": hashlib.sha256(json.dumps([type(self).__module__, options, first]).encode()).hexdigest()[:32],
         }

@@ -109,6 +109,7 @@ class Source:
         self.info = {
             **{"image": [size, size, 3], "classes": len(names), "class_names": names, "examples": len(self)},
             **{"chance": self.chance, "origin": f"{__name__} {json.dumps(options)}", "best_loss": None},
+            "palette": PALETTE.tolist(),
             "fingerprint": hashlib.sha256(json.dumps([VERSION, options, first]).encode()).hexdigest()[:32],
         }
 
@@ -154,6 +155,10 @@ class Source:
             "mask": lambda: self.canvas.mask(scene),
         }
         return {"image": PALETTE[indices], "label": np.int32(label), **{k: made[k]() for k in self.extras}}
+
+    def encode(self, caption: str) -> np.ndarray:
+        """Numbers of a caption's words, int32 [length]; UserError for a word that is not of the grammar, or too many."""
+        return words.encode(caption)
 
     def _caption(self, label: int, scene: Scene, density: str) -> str:
         return self.skill.prompts[label] if density == "short" else words.caption(scene, self.canvas, density)

@@ -13,7 +13,8 @@ from lab.errors import UserError, unknown
 class Subject:
     """A trained model as judges see it; what no judge asks for is never computed.
 
-    samples: image float32 [N, ...] as the model paints it, in [-1, 1] where the source has bytes, and label int32 [N].
+    samples: image float32 [N, ...] as the model paints it, in [-1, 1] where the source has bytes, its tokens [N, ...] where it draws
+      those, and what was asked for, label int32 [N] and text.
     errors: prediction less target on the held-out set, error float32 [M, ...], at times t float32 [M].
     """
 

@@ -1,4 +1,4 @@
-"""Token mixers; the key of a config names one by module or path."""
+"""Attention and the token mixers made of it; the key of a config names one by module or path."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ from flax import nnx
 
 from lab.axes import Dims, scale, weight
 from lab.layers.embed import project
+from lab.layers.rope import rotate
 
 
 def rms_norm(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
@@ -14,10 +15,26 @@ def rms_norm(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
     return (y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)).astype(x.dtype)
 
 
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """softmax(q k) v by head, in float32 where shares are made: q [B, T, heads, E], k and v [B, S, groups, E] -> [B, T, heads, E].
+
+    `q` comes scaled. With fewer groups than heads, neighbouring heads share keys and values (grouped-query attention, arXiv
+    2305.13245). `mask`, which broadcasts to [B, heads, T, S], is True where a query may look.
+    """
+    groups = k.shape[2]
+    if groups < q.shape[2]:
+        k, v = (jnp.repeat(x, q.shape[2] // groups, axis=2) for x in (k, v))
+    scores = jnp.einsum("bthe,bshe->bhts", q, k).astype(jnp.float32)
+    if mask is not None:
+        scores = jnp.where(mask, scores, -1e30)
+    return jnp.einsum("bhts,bshe->bthe", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
+
+
 class Mixer(nnx.Module):
     """Multi-head self-attention over all tokens: [B, T, embed] -> [B, T, embed].
 
-    `qk_norm` normalises queries and keys and gives each a gain over head_dim (arXiv 2302.05442).
+    `qk_norm` normalises queries and keys and gives each a gain over head_dim (arXiv 2302.05442); `angles` turn them by rotary
+    positions [T, head_dim / 2].
     """
 
     def __init__(self, dims: Dims, qk_norm: bool = False):
@@ -28,10 +45,10 @@ class Mixer(nnx.Module):
         self.logits = scale("head_dim ->", dims)
         self.gain = weight("2 | -> head_dim", dims, fill=1.0) if qk_norm else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, angles: jax.Array | None = None) -> jax.Array:
         q, k, v = (project(x, w, b) for w, b in zip(self.qkv.get_value(), self.qkv_bias.get_value(), strict=True))
         if self.gain is not None:
             q, k = (rms_norm(y) * g for y, g in zip((q, k), self.gain.get_value(), strict=True))
-        scores = jnp.einsum("bthe,bshe->bhts", q * self.logits.get_value(), k)
-        shares = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(x.dtype)
-        return project(jnp.einsum("bhts,bshe->bthe", shares, v), self.out.get_value(), self.out_bias.get_value(), 2)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        return project(attend(q * self.logits.get_value(), k, v), self.out.get_value(), self.out_bias.get_value(), 2)

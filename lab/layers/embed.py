@@ -12,10 +12,10 @@ from lab.axes import Dims, weight
 
 
 def sincos_2d(side: int, width: int) -> np.ndarray:
-    """Fixed 2-D sine-cosine positions [side*side, width]; width a multiple of 4 (Vaswani 2017, as in MAE and DiT)."""
+    """Fixed 2-D sine-cosine positions [side*side, width], the column's before the row's as in MAE and DiT; width a multiple of 4."""
     rates = 1.0 / 10_000 ** (np.arange(width // 4) / (width // 4))
     rows, cols = np.meshgrid(np.arange(side), np.arange(side), indexing="ij")
-    angles = [axis.reshape(-1, 1) * rates for axis in (rows, cols)]
+    angles = [axis.reshape(-1, 1) * rates for axis in (cols, rows)]
     return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1).astype(np.float32)
 
 

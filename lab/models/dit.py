@@ -5,10 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lab.axes import Dims, split, stack, weight
-from lab.errors import UserError
 from lab.layers import attention, embed, mlp, modulation
-
-UNROLL = 8  # on a CPU a scan over layers costs more than its unrolled form; up to 8 layers are unrolled
+from lab.models.shared import need, through
 
 
 class Block(nnx.Module):
@@ -26,7 +24,7 @@ class Block(nnx.Module):
 
 
 class Model(nnx.Module):
-    """Inputs x [B, side, side, channels], t [B] in [0, 1], label [B] (negative: none) -> [B, side, side, channels].
+    """Inputs x [B, side, side, channels], t [B] in [0, 1], label [B] (negative: none) -> [B, side, side, channels * outputs].
 
     `zero_gates` starts every block as the identity; the released muP-DiT drops it (arXiv 2505.15270), so it is an option.
     """
@@ -34,7 +32,7 @@ class Model(nnx.Module):
     takes = ("x", "t", "label")
 
     @staticmethod
-    def axes(width, depth, head_dim, mlp_ratio, patch, image, channels, classes) -> dict[str, int]:
+    def axes(width, depth, head_dim, mlp_ratio, patch, image, channels, classes, outputs=1) -> dict[str, int]:
         """Sizes of every axis; one width knob moves embed, heads and mlp together at a fixed head_dim."""
         split("model.width", width, "4 (sine-cosine positions)", 4)
         return {
@@ -44,6 +42,7 @@ class Model(nnx.Module):
             "mlp": mlp_ratio * width,
             "layers": depth,
             "patch": patch * patch * channels,
+            "patch_out": patch * patch * channels * outputs,
             "side": split("image size", image, "model.patch", patch) * patch,
             "frequencies": 128,
             "labels": classes + 1,
@@ -57,19 +56,16 @@ class Model(nnx.Module):
         self.label = embed.LabelEmbed(dims)
         self.blocks = stack(Block(dims, qk_norm, zero_gates), self.layers, dims)
         self.modulation = modulation.AdaLN(2, dims, init=0.0 if zero_gates else 1.0)
-        self.readout = weight("embed -> patch", dims, init=0.0)
-        self.readout_bias = weight("-> patch", dims, fill=0.0)
+        self.readout = weight("embed -> patch_out", dims, init=0.0)
+        self.readout_bias = weight("-> patch_out", dims, fill=0.0)
 
     def __call__(self, inputs: dict[str, jax.Array], cache: None = None) -> jax.Array:
-        missing = [k for k in self.takes if k not in inputs]
-        if missing or cache is not None:
-            raise UserError(f"model 'dit' takes {self.takes} and no cache; missing: {missing}, given: {sorted(inputs)}")
+        need("dit", self.takes, inputs, cache)
         dtype = self.readout.get_value().dtype
         x = self.patch_in(embed.patchify(inputs["x"].astype(dtype), self.patch))
         x = x + jnp.asarray(embed.sincos_2d(self.side // self.patch, x.shape[-1]), dtype)
         c = self.time(inputs["t"]) + self.label(inputs["label"])
-        unroll = self.layers if self.layers <= UNROLL and jax.default_backend() == "cpu" else 1
-        x, _ = jax.lax.scan(lambda x, block: (block(x, c), None), x, self.blocks, unroll=unroll)
+        x = through(self.blocks, x, lambda block, x: block(x, c), self.layers)
         shift, gain = self.modulation(c)
         x = modulation.modulate(x, shift, gain)
         x = embed.project(x, self.readout.get_value(), self.readout_bias.get_value())

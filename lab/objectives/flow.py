@@ -11,21 +11,17 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtri
 
 from lab.errors import unknown
+from lab.objectives import conditions
 
 TIMES = {"uniform": lambda u: u, "logit_normal": lambda u: jax.nn.sigmoid(ndtri(u))}
 METHODS = ("euler", "heun")
-NULL = {"label": -1, "text": 0}  # what a condition is filled with where it is hidden
-
-
-def _hidden(given: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The conditions of `given`, each one hidden."""
-    return {k: jnp.full_like(given[k], fill) for k, fill in NULL.items() if k in given}
 
 
 class Objective:
     """`label_drop` is the share of examples whose label and text are hidden, for classifier-free guidance (arXiv 2207.12598)."""
 
     dims: ClassVar[dict[str, int]] = {}
+    makes = "image"
 
     def __init__(self, time: str, label_drop: float):
         if time not in TIMES:
@@ -46,10 +42,8 @@ class Objective:
         t = self.time(jnp.clip(u, 1e-4, 1 - 1e-4))
         noise = jax.random.normal(k_noise, x0.shape)
         s = t.reshape(-1, *[1] * (x0.ndim - 1))
-        dropped = jax.random.bernoulli(k_drop, self.label_drop, (n,))
-        hidden = _hidden(batch)
-        conditions = {k: jnp.where(dropped.reshape(-1, *[1] * (v.ndim - 1)), v, batch[k]) for k, v in hidden.items()}
-        return {"x": (1 - s) * x0 + s * noise, "t": t, **conditions, "target": noise - x0}
+        given = conditions.drop(k_drop, batch, self.label_drop)
+        return {"x": (1 - s) * x0 + s * noise, "t": t, **given, "target": noise - x0}
 
     def errors(self, model: Callable, key: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array]:
         """Times [B], and predicted less true velocity, of the shape of the images."""
@@ -80,17 +74,10 @@ class Objective:
         """
         if method not in METHODS:
             raise unknown("sampler", method, METHODS)
-        hidden = _hidden(cond)
-        given = {k: cond[k] for k in hidden}
-        n = jax.tree.leaves(given)[0].shape[0]
+        n, ask = conditions.count(cond), conditions.guided(model, cond, guidance)
 
         def velocity(x, t):
-            if guidance == 1.0:
-                return model({"x": x, "t": jnp.full(n, t), **given}).astype(jnp.float32)
-            # both halves in one batch: one call of twice the size is faster than two
-            both = {k: jnp.concatenate([v, hidden[k]]) for k, v in given.items()}
-            conditional, without = jnp.split(model({"x": jnp.concatenate([x, x]), "t": jnp.full(2 * n, t), **both}).astype(jnp.float32), 2)
-            return without + guidance * (conditional - without)
+            return ask({"x": x, "t": jnp.full(n, t)})
 
         def step(x, ts):
             t, t_next = ts

@@ -9,7 +9,7 @@ import pytest
 import small
 
 from lab import axes, parametrization
-from lab.models import dit
+from lab.models import shared
 from lab.population import turns
 from lab.probe import probe
 from lab.train import over_trials
@@ -50,7 +50,7 @@ def changes(width, zero_gates):
 def slopes(zero_gates):
     """{rule: {weight: (slope of log change in log width, half-width of its 95% interval)}}, worst layer of each weight."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dit, "UNROLL", 0)  # a scanned stack compiles faster
+        patch.setattr(shared, "UNROLL", 0)  # a scanned stack compiles faster
         found = [changes(w, zero_gates) for w in WIDTHS]
     x = np.log(np.array(WIDTHS) / WIDTHS[0])
     out = {rule: {} for rule in RULES}

@@ -132,7 +132,7 @@ def test_report_status_and_sample_of_a_study(tmp_path, capsys):
     assert (folder / "report.html").stat().st_size > 10_000
     assert cli.main(["status", str(folder)]) == 0
     assert "2 trials" in capsys.readouterr().out
-    assert cli.main(["sample", str(folder), "-n", "4", "--steps", "2", "--out", str(tmp_path / "grid.png")]) == 0
+    assert cli.main(["sample", str(folder), "-n", "4", "--option", "steps=2", "--out", str(tmp_path / "grid.png")]) == 0
     assert (tmp_path / "grid.png").stat().st_size > 1000
     for part in folder.glob("*/weights/**/d/*"):
         if part.is_file():
@@ -155,7 +155,7 @@ def test_judges_say_of_every_trial_what_the_same_command_says_later(tmp_path, ca
     assert all(r["contrast_error"] == pytest.approx(r["eval_ema"], rel=1e-5) for r in last)
     assert last[0]["contrast"] != last[1]["contrast"]
     capsys.readouterr()
-    assert cli.main(["sample", str(folder), "-n", "5", "--steps", "2", "--method", "euler", "--judge", JUDGE]) == 0
+    assert cli.main(["sample", str(folder), "-n", "5", "--option", "steps=2", "--option", "method=euler", "--judge", JUDGE]) == 0
     said = dict(line.split() for line in capsys.readouterr().out.splitlines()[1:])
     best = min(last, key=lambda r: r["eval_loss"])
     assert float(said["contrast"]) == pytest.approx(best["contrast"], rel=1e-4)
