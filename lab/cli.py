@@ -45,6 +45,16 @@ def _parser() -> argparse.ArgumentParser:
         "audit", _audit, "one line a tensor: arrow, role, scales, and whether the arrow is true" + override, "experiment", "file"
     )
     audit.add_argument("--width", help="add the columns of a model so many times as wide, such as 4x")
+    check = command("check", _check, "the coordinate check: does any weight's own change drift with width" + override)
+    check.add_argument("experiment", nargs="?", help="experiment file")
+    check.add_argument(
+        "--all", action="store_true", help="every experiments/*_transfer.py, with and without zero gates; results are written to --out"
+    )
+    check.add_argument("--widths", default="32,64,128,256", help="model.width, the base first (default: 32,64,128,256)")
+    check.add_argument("--seeds", type=int, default=4)
+    check.add_argument("--steps", type=int, default=12)
+    check.add_argument("--lr", type=float, default=2.0**-7)
+    check.add_argument("--out", default="benchmarks/results/check-{device}.json", help="--all: file to write")
     command("status", _status, "what is done, running, diverged, interrupted, missing", "study", "folder of a study")
     report = command("report", _report, "write report.html, figures and tables of a study", "study", "folder of a study")
     report.add_argument("--out", help="folder for the report (default: the study's)")
@@ -101,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
         if odd:
             raise unknown(f"argument of lab {args.command}", odd[0], _options(args.command))
         args.overrides = overrides
-        if overrides and args.command not in ("run", "plan", "audit"):
+        if overrides and args.command not in ("run", "plan", "audit", "check"):
             raise UserError(f"{overrides[0]} has no meaning for `lab {args.command}`")
         return args.call(args) or 0
     except UserError as e:
@@ -186,6 +196,31 @@ def _audit(args: argparse.Namespace) -> int:
         print(f"arrow of {name} does not hold: {'; '.join(said)}", file=sys.stderr)
     print("every arrow is true to the traced program" if not wrong else f"{len(wrong)} arrows are wrong")
     return 2 if wrong else 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    if bool(args.experiment) == args.all:
+        raise UserError("lab check wants an experiment file, or --all")
+    widths = [int(w) if w.isdigit() else 0 for w in args.widths.split(",")]
+    if len(widths) < 2 or min(widths) < 1 or sorted(set(widths)) != widths:
+        raise UserError(f"--widths={args.widths!r} must be two or more rising whole numbers such as 32,64,128")
+    if args.seeds < 2 or args.steps < 1 or not args.lr > 0:
+        raise UserError(
+            f"lab check needs --seeds of 2 or more, --steps of 1 or more and --lr above 0; got {args.seeds}, {args.steps}, {args.lr}"
+        )
+    _jax()
+    from lab import check
+    from lab.log import console
+
+    def said(text: str) -> None:
+        console.print(text, markup=False)
+
+    setting = check.Setting(tuple(widths), args.seeds, args.steps, args.lr)
+    if args.all:
+        return 2 if check.matrix(sorted((ROOT / "experiments").glob("*_transfer.py")), args.overrides, setting, args.out, said) else 0
+    found = check.check(_study(args), setting, said)
+    print(check.text(found))
+    return 2 if any(s.drifts() for s in found["mup"].values()) else 0
 
 
 def _factor(text: str) -> int:

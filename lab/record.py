@@ -176,7 +176,7 @@ def table(folder: Path) -> pa.Table:
             continue
         points = [study["trials"].get(i, {}).get("point", {}) for i in rows["trial"].to_pylist()]
         for key in study["swept"]:
-            if key != "seed":
+            if key not in rows.column_names:  # seed and arm are columns of their own
                 rows = rows.append_column(key, pa.array([p.get(key) for p in points]))
         card = read_json(folder / name / "card.json")
         rows = rows.append_column("population", pa.array([name] * rows.num_rows))

@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -92,7 +93,7 @@ def load(path: str, overrides: Iterable[str] = ()) -> Experiment:
     flat = _flatten(config.to_dict())
     swept = sorted({k for p in points for k in p})
     for key in swept:
-        if key not in flat:
+        if key not in flat and key != "arm":
             raise unknown("swept key", key, flat)
     points = _apply(config, overrides, points, swept)
     text = file.read_text()
@@ -186,6 +187,8 @@ def expand(experiment: Experiment, data_print: str) -> list[Trial]:
         config = ConfigDict(experiment.config)
         for key, value in point.items():
             parent, _, leaf = key.rpartition(".")
+            if key == "arm":  # names the trial and changes nothing
+                continue
             _set(config[parent] if parent else config, leaf, value, key)
         full = config.to_dict()
         arm = point.get("arm") or full["parametrization"]["name"]
@@ -201,6 +204,8 @@ def identity(config: dict, data_print: str) -> str:
     kept = {k: v for k, v in config.items() if k not in ("run", "sample", "judge")}
     kept["eval"] = {k: v for k, v in kept["eval"].items() if k != "metric"}
     own = [find.source_digest(f"lab.{_folder(p)}", config[p]["name"]) for p in ("model", "objective", "data")]
+    mixers = {k: v for k, v in config["model"].items() if isinstance(v, str) and "." in v and k != "name"}
+    own += [find.source_digest("lab.layers", v) for _, v in sorted(mixers.items())]
     text = json.dumps([kept, data_print, own], sort_keys=True, default=list)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -312,13 +317,15 @@ class Study:
         for group in pack(list(left.values()), self.train.dims):
             tag = hashlib.sha256("".join(sorted(t.id for t in group)).encode()).hexdigest()[:8]
             shown = [f"{k.rsplit('.', 1)[-1]}{v}" for k, v in group[0].point.items() if k not in _traced_keys()]
-            packs["-".join([*shown, tag])] = group
+            packs[re.sub(r"[^\w.+-]+", "_", "-".join([*shown, tag]))] = group  # a value may be a path
         return packs
 
     def _old(self, trial_id: str) -> Trial:
         t = self.known["trials"][trial_id]
         config = json.loads(json.dumps(self.config, default=list))
         for key, value in t["point"].items():
+            if key == "arm":
+                continue
             *parents, leaf = key.split(".")
             at = config
             for p in parents:

@@ -19,6 +19,7 @@ FLOORS = {
     "lab.report": 8,
     "lab.plan": 8,
     "lab.audit": 8,
+    "lab.check": 8,
     "lab.study": 7,
     "lab.figures": 7,  # drawn by report from records and laws
     "lab.population": 6,
@@ -106,7 +107,21 @@ def outside(text):
 
 @pytest.mark.parametrize("folder", ["layers", "models", "objectives"])
 def test_the_core_imports_its_five_packages_only(folder):
-    core = {"jax", "flax", "optax", "einops", "numpy", "lab", "math", "collections", "dataclasses", "typing", "functools"}
+    core = {
+        "jax",
+        "flax",
+        "optax",
+        "einops",
+        "numpy",
+        "lab",
+        "math",
+        "collections",
+        "contextlib",
+        "dataclasses",
+        "typing",
+        "functools",
+        "inspect",
+    }
     for path in [*(ROOT / "lab" / folder).rglob("*.py"), *(ROOT / "lab" / f"{f}.py" for f in ("axes", "cost", "train", "optim"))]:
         assert {n.split(".")[0] for n in outside(path.read_text())} <= core, path
 

@@ -5,17 +5,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lab.axes import Dims, split, stack, weight
-from lab.layers import attention, embed, mlp, modulation
-from lab.models.shared import need, through
+from lab.layers import embed, modulation
+from lab.models.shared import need, part, through
 
 
 class Block(nnx.Module):
     """x + gate attention(adaLN x), then x + gate mlp(adaLN x)."""
 
-    def __init__(self, dims: Dims, qk_norm: bool, zero_gates: bool):
+    def __init__(self, dims: Dims, qk_norm: bool, zero_gates: bool, mixer: str = "attention", channel_mixer: str = "mlp"):
         self.modulation = modulation.AdaLN(6, dims, init=0.0 if zero_gates else 1.0)
-        self.attention = attention.Mixer(dims, qk_norm)
-        self.mlp = mlp.Mixer(dims)
+        self.attention = part(mixer, dims, qk_norm)
+        self.mlp = part(channel_mixer, dims)
 
     def __call__(self, x: jax.Array, c_BxD: jax.Array) -> jax.Array:
         shift, gain, gate, shift_mlp, gain_mlp, gate_mlp = self.modulation(c_BxD)
@@ -26,7 +26,8 @@ class Block(nnx.Module):
 class Model(nnx.Module):
     """Inputs x [B, side, side, channels], t [B] in [0, 1], label [B] (negative: none) -> [B, side, side, channels * outputs].
 
-    `zero_gates` starts every block as the identity; the released muP-DiT drops it (arXiv 2505.15270), so it is an option.
+    `zero_gates` starts every block as the identity; the released muP-DiT drops it (arXiv 2505.15270), so it is an option. `mixer` and
+    `channel_mixer` name parts of lab/layers, or files of one's own, that export Mixer.
     """
 
     takes = ("x", "t", "label")
@@ -49,12 +50,12 @@ class Model(nnx.Module):
             "patch_side": patch,
         }
 
-    def __init__(self, dims: Dims, qk_norm: bool, zero_gates: bool):
+    def __init__(self, dims: Dims, qk_norm: bool, zero_gates: bool, mixer: str = "attention", channel_mixer: str = "mlp"):
         self.patch, self.side, self.layers = dims["patch_side"], dims["side"], dims["layers"]
         self.patch_in = embed.Linear("patch -> embed", dims)
         self.time = embed.TimeEmbed(dims)
         self.label = embed.LabelEmbed(dims)
-        self.blocks = stack(Block(dims, qk_norm, zero_gates), self.layers, dims)
+        self.blocks = stack(Block(dims, qk_norm, zero_gates, mixer, channel_mixer), self.layers, dims)
         self.modulation = modulation.AdaLN(2, dims, init=0.0 if zero_gates else 1.0)
         self.readout = weight("embed -> patch_out", dims, init=0.0)
         self.readout_bias = weight("-> patch_out", dims, fill=0.0)

@@ -1,13 +1,30 @@
 """What models share: checked inputs, and a stack of blocks run in order."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
 
-from lab.errors import UserError
+from lab import find
+from lab.errors import UserError, unknown
 
 UNROLL = 8  # on a CPU a scan over layers costs more than its unrolled form; up to 8 layers are unrolled
+
+
+def part(name: str, *args: Any) -> Any:
+    """The Mixer of a part of lab/layers, or of one's own by dotted path or file, made for a model."""
+    module = find.module("lab.layers", name)
+    if not hasattr(module, "Mixer"):
+        raise unknown("mixer name", name, find.names("lab.layers"))
+    try:
+        inspect.signature(module.Mixer.__init__).bind(None, *args)
+    except TypeError as e:
+        raise UserError(
+            f"mixer {name!r} cannot be made here: {e}; a token mixer is Mixer(dims, qk_norm), a channel mixer Mixer(dims)"
+        ) from e
+    return module.Mixer(*args)
 
 
 def need(name: str, takes: tuple[str, ...], inputs: dict[str, jax.Array], cache: Any = None) -> None:
@@ -23,3 +40,14 @@ def through(blocks: Any, x: Any, call: Callable, n: int) -> Any:
     """x after `n` stacked blocks, x = call(block, x) in turn; x may be a tree."""
     unroll = n if n <= UNROLL and jax.default_backend() == "cpu" else 1
     return jax.lax.scan(lambda x, block: (call(block, x), None), x, blocks, unroll=unroll)[0]
+
+
+@contextmanager
+def rolled() -> Iterator[None]:
+    """Within it stacks are scanned however few their layers: slower to run on a CPU, and much faster to compile."""
+    global UNROLL
+    kept, UNROLL = UNROLL, 0
+    try:
+        yield
+    finally:
+        UNROLL = kept

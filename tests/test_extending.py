@@ -1,0 +1,62 @@
+"""docs/extending.md does what it says: its files, in a folder of their own, are trained, audited and checked."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lab import cli, record
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
+OWN = """
+from mine import get_config as other
+
+def get_config():
+    c = other()
+    c.model = dict(name="./pixels.py", width=32)
+    return c
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder with the page's files in it."""
+    for name, text in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE.read_text(), re.DOTALL):
+        (tmp_path / name).write_text(text)
+    (tmp_path / "own.py").write_text('"""Does an MLP over pixels learn them too?"""\nimport sys\nsys.path.insert(0, "")\n' + OWN)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_parts_of_ones_own_train_and_their_arrows_are_true(here, capsys):
+    assert cli.main(["run", "mine.py"]) == 0
+    rows = record.table("runs/mine").to_pylist()
+    assert {r["arm"] for r in rows} == {"attention", "./linear.py"}
+    for arm in ("attention", "./linear.py"):
+        losses = [r["eval_loss"] for r in rows if r["arm"] == arm and r["eval_loss"] is not None]
+        assert losses[-1] < 0.8 * losses[0], losses
+    for file, changed in (("mine.py", "--config.model.mixer=./linear.py"), ("own.py", "--config.seed=1")):
+        assert cli.main(["audit", file, changed]) == 0
+        assert "every arrow is true" in capsys.readouterr().out
+    assert cli.main(["run", "own.py", "--config.train.steps=8"]) == 0
+    assert len(list((here / "runs").iterdir())) == 2
+
+
+def test_the_text_of_a_mixer_is_part_of_a_trials_identity(here):
+    from lab.study import expand, load
+
+    before = expand(load("mine.py"), "data")[1].id
+    assert expand(load("mine.py"), "data")[1].id == before
+    (here / "linear.py").write_text((here / "linear.py").read_text() + "\n# another\n")
+    assert expand(load("mine.py"), "data")[1].id != before
+
+
+@pytest.mark.parametrize(
+    "key, value, said", [("mixer", "atention", "'attention'"), ("mixer", "swiglu", "Mixer(dims, qk_norm)"), ("mixer", "rope", "rope")]
+)
+def test_a_wrong_mixer_is_one_line(here, capsys, key, value, said):
+    (here / "mine.py").write_text((here / "mine.py").read_text().replace('"./linear.py"', f'"{value}"'))
+    assert cli.main(["run", "mine.py"]) == 2
+    *stages, error = capsys.readouterr().err.splitlines()
+    assert said in error
+    assert stages == ["mine: opening data"]
