@@ -56,6 +56,7 @@ case "${1:-}" in
     shift; environment
     marks="not slow and not parity"
     if [ "${1:-}" = --parity ]; then shift; parity; marks="not slow"; fi
-    exec "$venv/bin/python" -m pytest -q -m "$marks" "$@" ;;
+    # two at a time: more would want their memory and gain little, as XLA uses every core
+    exec "$venv/bin/python" -m pytest -q -m "$marks" -n 2 --dist worksteal "$@" ;;
   *) environment; exec "$venv/bin/lab" "$@" ;;
 esac

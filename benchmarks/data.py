@@ -77,11 +77,11 @@ def worlds(rounds: int) -> list[dict]:
         at["carry"], values = pop.step(at["carry"], pop.hyper, batch)
         return values
 
-    calls = {"step": step}
+    calls, key = {"step": step}, jax.random.key(0)
     for name, options in (("mixture", {"classes": 4}), ("field", {})):
         world = open_source({"name": name, "size": 16, "channels": 1, **options}, "train", "")
         draw = jax.jit(lambda key, world=world: world.generate(key, n))
-        calls[name] = lambda draw=draw: draw(jax.random.key(0))
+        calls[name] = lambda draw=draw: draw(key)
     times: dict[str, list[float]] = {k: [] for k in calls}
     for i in range(rounds + 1):
         for name, call in calls.items():

@@ -66,6 +66,7 @@ class Skill:
     prompts: list[str]
     unseen: list[bool]
     ways = 1
+    most = 4  # objects
 
     def __init__(self, canvas: Canvas):
         self.canvas = canvas
@@ -89,6 +90,8 @@ class Skill:
 
 class ObjectSkill(Skill):
     """One object, class = colour and shape. Judged by the surest object of a picture, which is always some class."""
+
+    most = 1
 
     def __init__(self, canvas: Canvas):
         super().__init__(canvas)
@@ -145,6 +148,7 @@ class RelationSkill(Skill):
     """
 
     ways = 2
+    most = 2
 
     def __init__(self, canvas: Canvas):
         super().__init__(canvas)

@@ -23,7 +23,7 @@ VOCABULARY = tuple(
         + [*NUMBERS, *VERTICAL, *HORIZONTAL, *SIZES, *COLOURS, *SHAPES, *PLURALS, *TONES, *PATTERNS]
     )
 )
-LENGTH = 41  # words and commas of a dense caption of four objects
+LENGTHS = {"medium": (4, 0), "dense": (9, 5)}  # words and commas an object with the comma after it, and of the ground
 NUMBER = {w: i for i, w in enumerate(VOCABULARY)}
 
 
@@ -72,14 +72,22 @@ def read(text: str, grid: int = 2) -> dict[str, list]:
     return {"objects": objects, "ground": [TONES.index(ground[1]), PATTERNS.index(ground[2])] if ground else []}
 
 
-def encode(text: str) -> np.ndarray:
-    """Numbers in VOCABULARY of a caption's words and commas, int32 [LENGTH], padded with 0; UserError for any other word."""
+def length(density: str, objects: int, prompts: list[str]) -> int:
+    """Words and commas of the longest caption of so many objects; 'short' ones are the prompts."""
+    if density == "short":
+        return max(len(p.split()) for p in prompts)
+    each, ground = LENGTHS[density]
+    return each * objects + (ground or -1)
+
+
+def encode(text: str, length: int) -> np.ndarray:
+    """Numbers in VOCABULARY of a caption's words and commas, int32 [length], padded with 0; UserError for any other word."""
     words = text.replace(",", " ,").split()
     if missing := [w for w in words if w not in NUMBER]:
         raise unknown("word", missing[0], VOCABULARY[1:])
-    if len(words) > LENGTH:
-        raise UserError(f"caption {text!r} has {len(words)} words and commas; expected at most {LENGTH}")
-    out = np.zeros(LENGTH, np.int32)
+    if len(words) > length:
+        raise UserError(f"caption {text!r} has {len(words)} words and commas; expected at most {length}")
+    out = np.zeros(length, np.int32)
     out[: len(words)] = [NUMBER[w] for w in words]
     return out
 

@@ -98,12 +98,13 @@ class Source:
         self._parts = {"train": "seen" if combinations == "unseen" else combinations, "eval": combinations}
         self._labels = {s: self.skill.labels(part) for s, part in self._parts.items()}
         self._length = examples if examples and split == "train" else LENGTH[split]
+        self._words = words.length(density, self.skill.most, self.skill.prompts)
         names = self.skill.names
         self.dims = {"image": size, "channels": 3, "classes": len(names)}
         if "tokens" in extras:
             self.dims |= {"side": size, "tokens": size * size, "vocabulary": len(PALETTE)}
         if "text" in extras:
-            self.dims |= {"words": len(words.VOCABULARY), "length": words.LENGTH}
+            self.dims |= {"words": len(words.VOCABULARY), "length": self._words}
         options = {"size": size, "grid": grid, **shown}
         first = [zlib.crc32(self._draw(s, i)[2].tobytes()) for s in LENGTH for i in range(16)]
         self.info = {
@@ -150,7 +151,7 @@ class Source:
         label, scene, indices = self._at(i)
         made = {
             "caption": lambda: self._caption(label, scene, self.density),
-            "text": lambda: words.encode(self._caption(label, scene, self.density)),
+            "text": lambda: self.encode(self._caption(label, scene, self.density)),
             "tokens": lambda: indices.astype(np.int32),
             "mask": lambda: self.canvas.mask(scene),
         }
@@ -158,7 +159,7 @@ class Source:
 
     def encode(self, caption: str) -> np.ndarray:
         """Numbers of a caption's words, int32 [length]; UserError for a word that is not of the grammar, or too many."""
-        return words.encode(caption)
+        return words.encode(caption, self._words)
 
     def _caption(self, label: int, scene: Scene, density: str) -> str:
         return self.skill.prompts[label] if density == "short" else words.caption(scene, self.canvas, density)

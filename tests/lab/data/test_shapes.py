@@ -155,7 +155,7 @@ def test_a_dense_caption_says_the_whole_scene(grid):
         assert read["ground"] == [scene.tone, scene.pattern]
         medium = words.read(s.describe(i, "medium"), grid)
         assert medium == {"objects": [(o.shape, o.colour, -1, -1) for o in scene.objects], "ground": []}
-        assert words.decode(words.encode(text)) == text
+        assert words.decode(s.encode(text)) == text
 
 
 def test_short_captions_are_the_classes_and_every_word_is_in_the_vocabulary():
@@ -163,11 +163,17 @@ def test_short_captions_are_the_classes_and_every_word_is_in_the_vocabulary():
         s = source(skill=skill)
         assert len(set(s.skill.prompts)) == len(set(s.info["class_names"])) == s.dims["classes"]
         for text in s.skill.prompts:
-            assert words.decode(words.encode(text)) == text
+            assert words.decode(words.encode(text, 9)) == text
         assert s.describe(3, "short") == s.skill.prompts[s[3]["label"]]
     assert len(words.VOCABULARY) == len(set(words.VOCABULARY)) < 64
-    longest = max((source(skill="scene").describe(i) for i in range(50)), key=len)
-    assert np.count_nonzero(words.encode(longest)) == words.LENGTH
+
+
+@pytest.mark.parametrize("skill, grid", [("object", 1), ("scene", 2), ("count", 3), ("relation", 2)])
+@pytest.mark.parametrize("density", words.DENSITIES)
+def test_text_is_as_long_as_the_longest_caption(skill, grid, density):
+    s = source(skill=skill, grid=grid, density=density, extras=("text",))
+    used = [np.count_nonzero(s[i]["text"]) for i in range(60)]
+    assert max(used) == s.dims["length"] == len(s[0]["text"])
 
 
 @pytest.mark.parametrize(
@@ -180,9 +186,9 @@ def test_what_the_grammar_does_not_make_it_does_not_read(text):
 
 def test_words_outside_the_vocabulary_are_refused():
     with pytest.raises(UserError, match=r"word 'circel' is unknown \(nearest: 'circle'\)"):
-        words.encode("a red circel")
-    with pytest.raises(UserError, match="at most 41"):
-        words.encode("a " * 42)
+        words.encode("a red circel", 9)
+    with pytest.raises(UserError, match="at most 9"):
+        words.encode("a " * 10, 9)
 
 
 @pytest.mark.parametrize("skill", SKILLS)
@@ -275,7 +281,7 @@ def test_info_and_fingerprint_tell_worlds_apart():
     json.dumps(s.info)
     assert s.dims == {
         **{"image": 16, "channels": 3, "classes": 36, "side": 16, "tokens": 256, "vocabulary": 10},
-        **{"words": len(words.VOCABULARY), "length": 41},
+        **{"words": len(words.VOCABULARY), "length": 3},
     }
     assert s.info["class_names"][:2] == ["red circle", "red square"]
     assert s.info["examples"] == len(s) == 1 << 27
