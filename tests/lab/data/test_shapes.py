@@ -298,7 +298,7 @@ def test_the_loader_and_the_evaluation_take_it_as_it_is():
     loader = Loader(s, batch=4, seeds=[0, 1])
     b = next(loader)
     loader.close()
-    assert {k: v.shape for k, v in b.items()} == {"image": (2, 4, 8, 8, 3), "label": (2, 4), "text": (2, 4, 41), "mask": (2, 4, 8, 8)}
+    assert {k: v.shape for k, v in b.items()} == {"image": (2, 4, 8, 8, 3), "label": (2, 4), "text": (2, 4, 14), "mask": (2, 4, 8, 8)}
     few = source(examples=20)
     assert decode(few)["image"].shape == (20, 16, 16, 3)
     held = held_out({"eval": {"examples": 16, "batch": 8}}, source("eval"))
