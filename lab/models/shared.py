@@ -38,8 +38,13 @@ def need(name: str, takes: tuple[str, ...], inputs: dict[str, jax.Array], cache:
 
 def through(blocks: Any, x: Any, call: Callable, n: int) -> Any:
     """x after `n` stacked blocks, x = call(block, x) in turn; x may be a tree."""
+    return collect(blocks, x, lambda block, x: (call(block, x), None), n)[0]
+
+
+def collect(blocks: Any, x: Any, call: Callable, n: int) -> tuple[Any, Any]:
+    """As `through` with (x, kept) = call(block, x): the last x, and what each block kept, stacked [n, ...]."""
     unroll = n if n <= UNROLL and jax.default_backend() == "cpu" else 1
-    return jax.lax.scan(lambda x, block: (call(block, x), None), x, blocks, unroll=unroll)[0]
+    return jax.lax.scan(lambda x, block: call(block, x), x, blocks, unroll=unroll)
 
 
 @contextmanager
