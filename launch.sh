@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes or refreshes the environment in .venv, then hands everything to `lab` (or to pytest).
 #   ./launch.sh run experiments/quickstart.py     any `lab` command: run, plan, audit, status, report, sample, data, bench
-#   ./launch.sh test [--parity] [PYTEST ARGS]     the tests; --parity adds the comparisons with PyTorch
+#   ./launch.sh test [--parity] [PYTEST ARGS]     the tests; --parity adds the comparisons with PyTorch and diffusers
 #   ./launch.sh env                               the environment alone
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -44,9 +44,9 @@ environment() {
 }
 
 parity() {
-  "$venv/bin/python" -c 'import torch' 2>/dev/null && return
-  say "installing PyTorch for the comparisons"
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
+  "$venv/bin/python" -c 'import diffusers, torch, transformers' 2>/dev/null && return
+  say "installing PyTorch, diffusers and transformers for the comparisons"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check torch==2.13.0 diffusers==0.42.1 transformers==5.24.0
 }
 
 case "${1:-}" in

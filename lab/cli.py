@@ -85,6 +85,18 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--shard-examples", type=int, default=8192, help="encode: examples a file (default: 8192)")
     data.add_argument("--devices", type=int, default=0, help="encode: how many devices (default: all)")
     data.add_argument("--eval-examples", type=int, default=0, help="encode: first so many of eval (default: all)")
+    take = command("import", _import, "make a folder that reads like a study from weights in a published format", "what", "weights")
+    take.add_argument("folder", help="folder with config.json and *.safetensors")
+    take.add_argument("--to", required=True, help="folder to make")
+    take.add_argument("--allow-extra", action="store_true", help="leave tensors that the model has no place for")
+    about = "of the objective's section, such as name=flow, in place of the format's own"
+    take.add_argument("--objective", action="append", default=[], metavar="KEY=VALUE", help=about)
+    give = command("export", _export, "write a study's weights in a published format, with their parametrization", "what", "weights")
+    give.add_argument("study", help="folder of a study")
+    give.add_argument("--to", required=True, help="folder to make")
+    give.add_argument("--trial", default="", help="id of a trial that kept its weights (default: the best)")
+    for sub in (take, give):
+        sub.add_argument("--format", default="", metavar="NAME", help="of lab/formats (default: what config.json, or the model, tells)")
     bench = command("bench", _bench, "measure against a peer: step, sweep, compile or data", "what", "step, sweep, compile or data")
     bench.add_argument("rest", nargs=argparse.REMAINDER)
     return parser
@@ -331,6 +343,27 @@ def _encode(args: argparse.Namespace, options: dict) -> None:
     encode.encode(config, args.data_dir, args.function, args.to, args.eval_examples, **more)
     print(encoded.verify(args.data_dir, args.to))
     print(f'c.data = dict(name="encoded", path="{args.to}")')
+
+
+def _import(args: argparse.Namespace) -> None:
+    _weights(args.what)
+    from lab import weights
+
+    told = weights.import_weights(Path(args.folder), Path(args.to), args.allow_extra, args.format, dict(map(_option, args.objective)))
+    print("\n".join(told))
+
+
+def _export(args: argparse.Namespace) -> None:
+    _weights(args.what)
+    from lab import weights
+
+    print("\n".join(weights.export_weights(Path(args.study), Path(args.to), args.trial, args.format)))
+
+
+def _weights(what: str) -> None:
+    if what != "weights":
+        raise unknown("what to import or export", what, ["weights"])
+    _jax()
 
 
 def _option(text: str) -> tuple[str, object]:

@@ -15,7 +15,10 @@ from lab.errors import UserError, unknown
 from lab.files import sha256
 
 # packages of parts, in which helpers may lie beside them, and what a part exports
-KINDS = {"lab.data": "Source", "lab.evals": "Judge", "lab.models": "Model", "lab.objectives": "Objective", "lab.layers": "Mixer"}
+KINDS = {
+    **{"lab.data": "Source", "lab.evals": "Judge", "lab.formats": "Format"},
+    **{"lab.models": "Model", "lab.objectives": "Objective", "lab.layers": "Mixer"},
+}
 
 
 def module(package: str, name: str) -> ModuleType:

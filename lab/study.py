@@ -493,7 +493,7 @@ def restored(folder: Path, trial: str = "") -> Restored:
             raise UserError(f"trial {trial!r} has no weights: its population {name!r} is not done, or every trial of it diverged")
     config = record.read_json(folder / name / "config.json")
     jax.config.update("jax_default_matmul_precision", config["train"]["precision"])
-    program = populations.build(config, _dims(about["data"]))
+    program = populations.build(config, sizes(about["data"]))
     if not (folder / name / "weights").exists():
         raise UserError(f"folder {str(folder / name / 'weights')!r} is missing; restore it, or delete {name!r} and run again")
     store = Checkpoints(folder / name / "weights")
@@ -510,7 +510,7 @@ def restored(folder: Path, trial: str = "") -> Restored:
     return Restored(program, weights[1][trial], config, {"population": name, "trial": trial, "arm": kept[trial]["arm"]})
 
 
-def _dims(info: dict) -> dict[str, int]:
+def sizes(info: dict) -> dict[str, int]:
     """Sizes that the data gave, so that sampling needs no data; studies of old tell them by their images."""
     if "dims" in info:
         return info["dims"]

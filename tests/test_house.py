@@ -20,6 +20,7 @@ FLOORS = {
     "lab.plan": 8,
     "lab.audit": 8,
     "lab.check": 8,
+    "lab.weights": 8,  # reads and writes studies
     "lab.study": 7,
     "lab.figures": 7,  # drawn by report from records and laws
     "lab.population": 6,
@@ -28,6 +29,7 @@ FLOORS = {
     "lab.optim": 4,
     "lab.evals": 4,
     "lab.models": 3,
+    "lab.formats": 3,
     "lab.objectives": 3,
     "lab.transforms": 3,
     "lab.tokenizers": 3,

@@ -19,7 +19,10 @@ def sincos_2d(side: int, width: int) -> np.ndarray:
     return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1).astype(np.float32)
 
 
-def sinusoid(t_B: jax.Array, n: int, period: float = 10_000.0) -> jax.Array:
+PERIOD = 10_000.0  # of the slowest of the sines that tell a time
+
+
+def sinusoid(t_B: jax.Array, n: int, period: float = PERIOD) -> jax.Array:
     """Sine-cosine features [B, n] of times in [0, 1], scaled to 0..1000 as DiT does."""
     rates = jnp.exp(-math.log(period) * jnp.arange(n // 2) / (n // 2))
     angles = 1000.0 * t_B[:, None].astype(jnp.float32) * rates
@@ -60,15 +63,15 @@ class Linear(nnx.Module):
 
 
 class TimeEmbed(nnx.Module):
-    """Sinusoid of time -> two-layer MLP [B, embed]."""
+    """Sinusoid of time -> two-layer MLP [B, embed]; `period` as in `sinusoid`."""
 
-    def __init__(self, dims: Dims):
-        self.features = dims["frequencies"]
+    def __init__(self, dims: Dims, period: float = PERIOD):
+        self.features, self.period = dims["frequencies"], period
         self.up = Linear("frequencies -> embed", dims)
         self.out = Linear("embed -> embed", dims)
 
     def __call__(self, t_B: jax.Array) -> jax.Array:
-        x = sinusoid(t_B, self.features).astype(self.up.kernel.get_value().dtype)
+        x = sinusoid(t_B, self.features, self.period).astype(self.up.kernel.get_value().dtype)
         return self.out(jax.nn.silu(self.up(x)))
 
 

@@ -27,13 +27,14 @@ class Model(nnx.Module):
     """Inputs x [B, side, side, channels], t [B] in [0, 1], label [B] (negative: none) -> [B, side, side, channels * outputs].
 
     `zero_gates` starts every block as the identity; the released muP-DiT drops it (arXiv 2505.15270), so it is an option. `mixer` and
-    `channel_mixer` name parts of lab/layers, or files of one's own, that export Mixer.
+    `channel_mixer` name parts of lab/layers, or files of one's own, that export Mixer. `period` is that of
+    the time's slowest sine, of which published weights have another.
     """
 
     takes = ("x", "t", "label")
 
     @staticmethod
-    def axes(width, depth, head_dim, mlp_ratio, patch, image, channels, classes, outputs=1) -> dict[str, int]:
+    def axes(width, depth, head_dim, mlp_ratio, patch, image, channels, classes, outputs=1, frequencies=128) -> dict[str, int]:
         """Sizes of every axis; one width knob moves embed, heads and mlp together at a fixed head_dim."""
         split("model.width", width, "4 (sine-cosine positions)", 4)
         return {
@@ -45,15 +46,23 @@ class Model(nnx.Module):
             "patch": patch * patch * channels,
             "patch_out": patch * patch * channels * outputs,
             "side": split("image size", image, "model.patch", patch) * patch,
-            "frequencies": 128,
+            "frequencies": frequencies,
             "labels": classes + 1,
             "patch_side": patch,
         }
 
-    def __init__(self, dims: Dims, qk_norm: bool, zero_gates: bool, mixer: str = "attention", channel_mixer: str = "mlp"):
+    def __init__(
+        self,
+        dims: Dims,
+        qk_norm: bool,
+        zero_gates: bool,
+        mixer: str = "attention",
+        channel_mixer: str = "mlp",
+        period: float = embed.PERIOD,
+    ):
         self.patch, self.side, self.layers = dims["patch_side"], dims["side"], dims["layers"]
         self.patch_in = embed.Linear("patch -> embed", dims)
-        self.time = embed.TimeEmbed(dims)
+        self.time = embed.TimeEmbed(dims, period)
         self.label = embed.LabelEmbed(dims)
         self.blocks = stack(Block(dims, qk_norm, zero_gates, mixer, channel_mixer), self.layers, dims)
         self.modulation = modulation.AdaLN(2, dims, init=0.0 if zero_gates else 1.0)
