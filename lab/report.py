@@ -132,6 +132,8 @@ def floor(study: dict) -> tuple[float, float] | None:
     best, objective = study["data"].get("best_loss"), study["config"].get("objective", {})
     if not isinstance(best, dict) or objective.get("name") != "flow" or objective.get("time") not in best:
         return None
+    if set(objective) > {"name", "time", "label_drop"}:  # any further option makes another density
+        return None
     at, hidden = best[objective["time"]], objective["label_drop"]
     return (1 - hidden) * at["conditional"] + hidden * at["marginal"], at["error"]
 

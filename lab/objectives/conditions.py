@@ -5,6 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from lab.errors import UserError
+
 NULL = {"label": -1, "text": 0}  # what a condition is filled with where it is hidden
 
 
@@ -49,3 +51,14 @@ def guided(model: Callable, cond: dict[str, jax.Array], guidance: float) -> Call
         return without + scale * (conditional - without)
 
     return f
+
+
+def within(guidance: float, interval: tuple[float, float]) -> Callable:
+    """time -> `guidance` within the closed `interval` of times, and 1, which is none, outside (arXiv 2404.07724).
+
+    UserError unless the interval is two times, in order, within [0, 1].
+    """
+    if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
+        raise UserError(f"config key sample.options.interval={interval!r} must be two times within [0, 1], the lower first")
+    low, high = interval
+    return lambda t: jnp.where((t >= low) & (t <= high), guidance, 1.0)

@@ -1,6 +1,6 @@
 """Rectified flow: x_t = (1 - t) data + t noise, and the model learns the velocity noise - data (arXiv 2209.03003).
 
-Times follow a logit-normal density (Stable Diffusion 3, arXiv 2403.03206) or the uniform one, stratified over the batch.
+Times follow a density of lab/objectives/times.py (Stable Diffusion 3, arXiv 2403.03206), stratified over the batch.
 """
 
 from collections.abc import Callable
@@ -8,25 +8,29 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import ndtri
 
+from lab import find
 from lab.errors import unknown
-from lab.objectives import conditions
+from lab.objectives import conditions, times
 
-TIMES = {"uniform": lambda u: u, "logit_normal": lambda u: jax.nn.sigmoid(ndtri(u))}
-METHODS = ("euler", "heun")
+METHODS = ("euler", "heun", "midpoint")
 
 
 class Objective:
-    """`label_drop` is the share of examples whose label and text are hidden, for classifier-free guidance (arXiv 2207.12598)."""
+    """`time` is the density of times: 'uniform', 'logit_normal' (`location`, `scale`), 'mode' (`scale`) or 'cosmap'.
+
+    `label_drop` is the share of examples whose label and text are hidden, for classifier-free guidance (arXiv 2207.12598);
+    `shift` above 1 moves times towards noise, as larger pictures need.
+    """
 
     dims: ClassVar[dict[str, int]] = {}
     makes = "image"
 
-    def __init__(self, time: str, label_drop: float):
-        if time not in TIMES:
-            raise unknown("objective.time", time, TIMES)
-        self.time, self.label_drop = TIMES[time], label_drop
+    def __init__(self, time: str, label_drop: float, location: float | None = None, scale: float | None = None, shift: float = 1.0):
+        if time not in times.DENSITIES:
+            raise unknown("objective.time", time, times.DENSITIES)
+        self.time = find.make(times.DENSITIES[time], _given(location=location, scale=scale), "objective")
+        self.shift, self.label_drop = times.shifted(shift), label_drop
 
     def inputs(self, key: jax.Array, batch: dict) -> dict[str, jax.Array]:
         """x_t, t, label and, where the batch has it, text as the model takes them, and the velocity `target`.
@@ -39,7 +43,7 @@ class Objective:
         n = x0.shape[0]
         # one offset for evenly spaced quantiles: the batch covers all times, each example's time has the asked density
         u = jnp.mod(jax.random.uniform(k_offset) + (jnp.arange(n) + 0.5) / n, 1.0)
-        t = self.time(jnp.clip(u, 1e-4, 1 - 1e-4))
+        t = self.shift(self.time(jnp.clip(u, 1e-4, 1 - 1e-4)))
         noise = jax.random.normal(k_noise, x0.shape)
         s = t.reshape(-1, *[1] * (x0.ndim - 1))
         given = conditions.drop(k_drop, batch, self.label_drop)
@@ -65,28 +69,44 @@ class Objective:
         steps: int = 50,
         guidance: float = 1.0,
         method: str = "heun",
+        grid: str = "uniform",
+        shift: float | None = None,
+        steepness: float | None = None,
+        interval: tuple[float, float] = (0.0, 1.0),
     ) -> jax.Array:
         """Images [B, *shape] for cond, label [B] and text [B, length] or one of them: the flow's ODE from noise (t=1) to data (t=0).
 
         Nothing is clipped.
 
-        `method` is 'euler' or 'heun' (second order, two evaluations a step); `guidance` 1 is plain conditional sampling.
+        `method` is 'euler', or of second order with two evaluations a step 'heun' or 'midpoint'; `guidance` 1 is plain conditional
+        sampling, another holds at times within `interval` (arXiv 2404.07724). `grid` is 'uniform', 'sigmoid' (`steepness`) or
+        'shifted' (`shift`).
         """
         if method not in METHODS:
             raise unknown("sampler", method, METHODS)
+        if grid not in times.GRIDS:
+            raise unknown("sample.options.grid", grid, times.GRIDS)
+        bend = find.make(times.GRIDS[grid], _given(shift=shift, steepness=steepness), "sample.options")
         n, ask = conditions.count(cond), conditions.guided(model, cond, guidance)
+        scale = conditions.within(guidance, interval)
 
         def velocity(x, t):
-            return ask({"x": x, "t": jnp.full(n, t)})
+            return ask({"x": x, "t": jnp.full(n, t)}, scale(t))
 
         def step(x, ts):
             t, t_next = ts
-            v = velocity(x, t)
-            x_next = x + (t_next - t) * v
+            h, v = t_next - t, velocity(x, t)
             if method == "heun":
-                x_next = x + 0.5 * (t_next - t) * (v + velocity(x_next, t_next))
-            return x_next, None
+                return x + 0.5 * h * (v + velocity(x + h * v, t_next)), None
+            if method == "midpoint":
+                return x + h * velocity(x + 0.5 * h * v, t + 0.5 * h), None
+            return x + h * v, None
 
-        grid = jnp.linspace(1.0, 0.0, steps + 1)
-        x, _ = jax.lax.scan(step, jax.random.normal(key, (n, *shape)), (grid[:-1], grid[1:]))
+        nodes = bend(jnp.linspace(1.0, 0.0, steps + 1))
+        x, _ = jax.lax.scan(step, jax.random.normal(key, (n, *shape)), (nodes[:-1], nodes[1:]))
         return x
+
+
+def _given(**options: float | None) -> dict[str, float]:
+    """The options that were given."""
+    return {k: v for k, v in options.items() if v is not None}

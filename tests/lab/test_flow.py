@@ -5,11 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
+from jax.scipy.special import ndtri
 from scipy.stats import norm
 
 from lab import axes, parametrization
 from lab.errors import UserError
+from lab.objectives import times
 from lab.objectives.flow import Objective
+from lab.report import floor
 
 MU, S = 0.15, 0.12  # far enough inside [-1, 1] that clipping the samples never acts
 SHAPE = (4, 4, 1)
@@ -66,7 +69,7 @@ def errors_of_samples(method):
     return np.array(found)
 
 
-@pytest.mark.parametrize("method, order", [("euler", 1), ("heun", 2)])
+@pytest.mark.parametrize("method, order", [("euler", 1), ("heun", 2), ("midpoint", 2)])
 def test_sampling_transports_noise_to_data_with_the_order_of_the_method(method, order):
     found = errors_of_samples(method)
     assert found[-1] < (0.02 if order == 1 else 1e-3)
@@ -197,6 +200,143 @@ def test_times_have_the_asked_density_in_the_batch_and_in_each_place(time, quant
     keys = jax.random.split(jax.random.key(1), 2000)
     first = np.asarray(jax.vmap(lambda k: objective.inputs(k, few)["t"])(keys))[:, 0]
     np.testing.assert_allclose(np.quantile(first, at), quantile(at), atol=4 * np.sqrt(0.25 / 2000))
+
+
+def sd3_mode(u, s):
+    return 1 - u - s * (np.cos(np.pi * u / 2) ** 2 - 1 + u)
+
+
+DENSITIES = {
+    "uniform": ({}, lambda t: np.ones_like(t)),
+    "logit_normal": ({}, lambda t: norm.pdf(np.log(t / (1 - t))) / (t * (1 - t))),
+    "located": ({"location": 0.5, "scale": 0.6}, lambda t: norm.pdf(np.log(t / (1 - t)), 0.5, 0.6) / (t * (1 - t))),
+    "cosmap": ({}, lambda t: 2 / (np.pi - 2 * np.pi * t + 2 * np.pi * t**2)),
+}
+
+
+@pytest.mark.parametrize("name", DENSITIES)
+def test_densities_have_the_papers_formula_and_mass_one(name):
+    options, density = DENSITIES[name]
+    quantile = times.DENSITIES["logit_normal" if name == "located" else name](**options)
+    t = (np.arange(20000) + 0.5) / 20000
+    assert abs(density(t).mean() - 1) < 1e-4
+    below = np.cumsum(density(t)) / 20000
+    at = np.array([0.02, 0.2, 0.5, 0.7, 0.98])
+    np.testing.assert_allclose(quantile(jnp.asarray(at)), np.interp(at, below, t + 0.5 / 20000), atol=2e-4)
+
+
+@pytest.mark.parametrize("s", [-1.0, 0.5, 1.29, 1.75])
+def test_mode_is_the_papers_map_and_falls_in_the_middle(s):
+    u = np.linspace(0, 1, 1001)
+    t = np.asarray(times.mode(s)(jnp.asarray(u)))
+    np.testing.assert_allclose(t, sd3_mode(1 - u, s), atol=1e-6)  # theirs falls in u
+    assert np.all(np.diff(t) > -1e-6)
+    middle = 0.1 / (np.searchsorted(t, 0.55) - np.searchsorted(t, 0.45)) * 1000
+    assert (middle < 1) == (s > 0)
+    beyond = sd3_mode(u, 1.0 + 2 / (np.pi - 2))
+    assert np.any(np.diff(beyond) > 0)  # why there is a bound
+
+
+def test_shift_makes_larger_pictures_as_uncertain_as_small_ones():
+    t = jnp.linspace(0.05, 0.95, 19)
+    shifted = times.shifted(2.0)(t)
+    # a constant picture is told from its mean over n pixels with standard error t / (1 - t) / sqrt(n)
+    np.testing.assert_allclose(shifted / (1 - shifted) / 2, t / (1 - t), rtol=1e-5)
+    np.testing.assert_allclose(times.shifted(0.5)(shifted), t, rtol=1e-5)
+    batch, key = gaussian(64), jax.random.key(0)
+    plain, moved = (Objective("cosmap", 0.0, shift=a).inputs(key, batch)["t"] for a in (1.0, 3.0))
+    np.testing.assert_allclose(moved, times.shifted(3.0)(plain), rtol=1e-6)
+    assert float(moved.mean()) > float(plain.mean()) + 0.1
+
+
+@pytest.mark.parametrize("time, old", [("uniform", lambda u: u), ("logit_normal", lambda u: jax.nn.sigmoid(ndtri(u)))])
+def test_options_left_out_change_no_bit_of_the_training_loss(time, old):
+    """Against the loss as it was before there were any, written out."""
+    batch = small.batch(8)
+
+    def before(key):
+        k_offset, k_noise, k_drop = jax.random.split(key, 3)
+        x0 = batch["image"].astype(jnp.float32) / 127.5 - 1.0
+        u = jnp.mod(jax.random.uniform(k_offset) + (jnp.arange(8) + 0.5) / 8, 1.0)
+        t = old(jnp.clip(u, 1e-4, 1 - 1e-4))
+        noise, s = jax.random.normal(k_noise, x0.shape), t.reshape(-1, 1, 1, 1)
+        label = jnp.where(jax.random.bernoulli(k_drop, 0.3, (8,)), -1, batch["label"])
+        error = labelled({"x": (1 - s) * x0 + s * noise, "t": t, "label": label}) - (noise - x0)
+        return jnp.mean(jnp.square(error), axis=(1, 2, 3))
+
+    def now(**options):
+        return jax.jit(lambda k: Objective(time, 0.3, **options).loss(labelled, k, batch))
+
+    before, same, other = jax.jit(before), now(), now(shift=1.01)
+    for seed in range(8):
+        key = jax.random.key(seed)
+        np.testing.assert_array_equal(same(key), before(key))
+        assert np.any(other(key) != before(key))
+
+
+def test_grids_run_from_noise_to_data_and_bend_as_asked():
+    even = jnp.linspace(1.0, 0.0, 11)
+    for bend in (times.uniform(), times.sigmoid(), times.sigmoid(1.0), times.shifted(3.0)):
+        nodes = np.asarray(bend(even))
+        assert abs(nodes[0] - 1) < 1e-6
+        assert abs(nodes[-1]) < 1e-6
+        assert np.all(np.diff(nodes) < 0)
+    step = -np.diff(times.sigmoid(6.0)(even))
+    np.testing.assert_allclose(step, step[::-1], atol=1e-6)
+    assert step[0] < step[4] / 2
+    late = -np.diff(times.shifted(3.0)(even))
+    assert np.all(np.diff(late) > 0)  # small steps where there is most noise
+
+
+@pytest.mark.parametrize("options", [{"grid": "sigmoid", "steepness": 4.0}, {"grid": "shifted", "shift": 2.0}], ids=lambda o: o["grid"])
+def test_every_grid_leads_to_the_same_transport(options):
+    key, n = jax.random.key(1), 64
+    exact = MU + S * jax.random.normal(key, (n, *SHAPE))
+    x = Objective("uniform", 0.0).sample(velocity, key, {"label": jnp.zeros(n, jnp.int32)}, SHAPE, 128, **options)
+    assert float(jnp.abs(x - exact).max()) < 0.01
+
+
+def test_guidance_acts_inside_its_interval_alone():
+    objective, key, cond = Objective("uniform", 0.1), jax.random.key(3), {"label": jnp.array([0, 1, 1])}
+
+    def sample(guidance, interval, steps=8):
+        return objective.sample(labelled, key, cond, SHAPE, steps, guidance, "euler", interval=interval)
+
+    plain, everywhere = sample(1.0, (0.0, 1.0)), sample(3.0, (0.0, 1.0))
+    np.testing.assert_array_equal(sample(3.0, (0.26, 0.37)), plain)  # no node lies within
+    np.testing.assert_array_equal(sample(3.0, (0.0, 0.1)), plain)
+    parts = [sample(3.0, i) - plain for i in ((0.0, 0.45), (0.45, 1.0))]
+    # the model is linear, so what both halves add is what the whole adds
+    np.testing.assert_allclose(parts[0] + parts[1], everywhere - plain, atol=1e-5)
+    assert min(float(jnp.abs(p).max()) for p in parts) > 1e-3
+
+
+def test_a_world_tells_the_floor_of_its_own_densities_alone():
+    study = {"data": {"best_loss": {"logit_normal": {"conditional": 1.0, "marginal": 2.0, "error": 0.1}}}}
+    objective = {"name": "flow", "time": "logit_normal", "label_drop": 0.5}
+    assert floor({**study, "config": {"objective": objective}}) == (1.5, 0.1)
+    for option in ({"location": 0.5}, {"scale": 0.7}, {"shift": 3.0}, {"time": "mode"}):
+        assert floor({**study, "config": {"objective": objective | option}}) is None
+
+
+def test_options_are_read_by_what_they_are_given_to():
+    for arguments, said in (
+        (dict(time="uniform", location=0.5), r"config key objective 'location'"),
+        (dict(time="cosmap", scale=1.0), r"config key objective 'scale'"),
+        (dict(time="logit_normal", scale=0.0), r"objective.scale=0.0"),
+        (dict(time="mode", scale=2.0), r"objective.scale=2.0 must be from -1 to 1.75"),
+        (dict(time="uniform", shift=0.0), r"shift=0.0"),
+    ):
+        with pytest.raises(UserError, match=said):
+            Objective(label_drop=0.1, **arguments)
+    for options, said in (
+        ({"grid": "sigmiod"}, r"sample.options.grid 'sigmiod'.*nearest: 'sigmoid'"),
+        ({"grid": "shifted"}, r"sample.options.shift is missing"),
+        ({"grid": "uniform", "shift": 3.0}, r"sample.options 'shift'"),
+        ({"interval": (0.7, 0.1)}, r"interval=\(0.7, 0.1\)"),
+    ):
+        with pytest.raises(UserError, match=said):
+            Objective("uniform", 0.1).sample(velocity, jax.random.key(0), {"label": jnp.zeros(1, int)}, SHAPE, **options)
 
 
 def test_unknown_names_are_the_users_errors():
