@@ -11,6 +11,7 @@ from lab.errors import UserError
 from lab.formats.rules import Constant, Rule, expect
 
 PERIOD = 10_000.0 ** (128 / 127)
+OBJECTIVE = {"name": "diffusion", "schedule": "linear", "prediction": "eps", "label_drop": 0.1}
 THEIRS = {
     **{"activation_fn": "gelu-approximate", "attention_bias": True, "norm_elementwise_affine": False},
     **{"norm_type": "ada_norm_zero", "upcast_attention": False},
@@ -29,7 +30,7 @@ class Format:
 
     @staticmethod
     def config(theirs: dict) -> dict:
-        """Our model, base, objective and sizes of the data from their config.json; the objective is not told by it."""
+        """Our model, base, objective and sizes of the data from their config.json; the objective, which it does not tell, is the DiT paper's."""
         expect(theirs, THEIRS, "config.json")
         heads, head_dim, channels = theirs["num_attention_heads"], theirs["attention_head_dim"], theirs["in_channels"]
         out = theirs.get("out_channels") or channels
@@ -47,7 +48,7 @@ class Format:
         return {
             "model": model,
             "base": {"width": heads * head_dim},
-            "objective": {"name": "flow", "time": "uniform", "label_drop": 0.1},
+            "objective": {**OBJECTIVE, "learned_variance": out == 2 * channels},
             "data": {"image": theirs["sample_size"], "channels": channels, "classes": theirs["num_embeds_ada_norm"]},
         }
 
