@@ -11,10 +11,13 @@ from flax import nnx
 from lab.axes import Dims, weight
 
 
-def sincos_2d(side: int, width: int) -> np.ndarray:
-    """Fixed 2-D sine-cosine positions [side*side, width], the column's before the row's as in MAE and DiT; width a multiple of 4."""
+def sincos_2d(side: int, width: int, interpolation: float = 1.0) -> np.ndarray:
+    """Fixed 2-D sine-cosine positions [side*side, width], the column's before the row's as in MAE and DiT; width a multiple of 4.
+
+    `interpolation` divides the positions, so that a larger grid spans what a smaller one did (PixArt-alpha, arXiv 2310.00426).
+    """
     rates = 1.0 / 10_000 ** (np.arange(width // 4) / (width // 4))
-    rows, cols = np.meshgrid(np.arange(side), np.arange(side), indexing="ij")
+    rows, cols = np.meshgrid(*[np.arange(side) / interpolation] * 2, indexing="ij")
     angles = [axis.reshape(-1, 1) * rates for axis in (cols, rows)]
     return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1).astype(np.float32)
 

@@ -37,7 +37,7 @@ class Encoder(nnx.Module):
     """Text [B, length], or features [B, length, text_features], -> [B, length, embed], a vector a word, each of unit size.
 
     Tokens go through a table, learned positions and `text_layers` blocks. PAD (0) is a word like others, so a hidden text, PAD alone, is
-    one more thing to be conditioned on. Features, such as a frozen encoder's, go through one linear layer.
+    one more thing to be conditioned on. Features, such as a frozen encoder's, of any size but zero, go through one linear layer.
     """
 
     def __init__(self, dims: Dims):
@@ -47,15 +47,20 @@ class Encoder(nnx.Module):
         self.blocks = stack(Block(dims), dims["text_layers"], dims, "text_layers") if dims.get("text_layers") else None
 
     def __call__(self, text: jax.Array) -> jax.Array:
-        x = self.table.get_value()[text] if self.features is None else self.features(text.astype(self.positions.get_value().dtype))
-        x = x + self.positions.get_value()[: text.shape[1]]
+        positions = self.positions.get_value()
+        x = self.table.get_value()[text] if self.features is None else self.features(rms_norm(text.astype(positions.dtype)))
+        x = x + positions[: text.shape[1]]
         if self.blocks is not None:
             x, _ = jax.lax.scan(lambda x, block: (block(x), None), x, self.blocks, unroll=True)
         return rms_norm(x)
 
 
+def said(text: jax.Array) -> jax.Array:
+    """Which words [B, length] of a text are said: not PAD (0), or not all features zero."""
+    return (text != 0) if text.ndim == 2 else jnp.any(text != 0, axis=-1)
+
+
 def pooled(words: jax.Array, text: jax.Array) -> jax.Array:
-    """Mean [B, embed] of encoded words [B, length, embed] over those that are said: not PAD (0), or not all features zero."""
-    said = (text != 0) if text.ndim == 2 else jnp.any(text != 0, axis=-1)
-    share = said.astype(words.dtype)[..., None]
+    """Mean [B, embed] of encoded words [B, length, embed] over those that are said; zero where none is."""
+    share = said(text).astype(words.dtype)[..., None]
     return jnp.sum(words * share, axis=1) / jnp.maximum(jnp.sum(share, axis=1), 1)
