@@ -83,8 +83,9 @@ def _dims(model: Any, part: dict, base: dict, given: dict[str, dict[str, int]]) 
     if missing := [k for k, required in needed.items() if required and k not in knobs]:
         raise UserError(f"config key model.{missing[0]} is missing; the model's knobs: {', '.join(needed)}")
     for k, v in knobs.items():
-        if not isinstance(v, int) or isinstance(v, bool) or v < 1:
-            raise UserError(f"model.{k}={v!r} must be a positive whole number")
+        least = 1 if needed.get(k, True) else 0  # what may be left out may be nothing
+        if not isinstance(v, int) or isinstance(v, bool) or v < least:
+            raise UserError(f"model.{k}={v!r} must be a {'positive ' * least}whole number")
     return Dims.of(model.axes, {k: knobs[k] for k in needed if k in knobs}, base)
 
 

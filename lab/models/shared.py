@@ -31,9 +31,8 @@ def need(name: str, takes: tuple[str, ...], inputs: dict[str, jax.Array], cache:
     """UserError unless `inputs` has all that model `name` takes, and it is given no cache."""
     missing = [k for k in takes if k not in inputs]
     if missing or cache is not None:
-        raise UserError(
-            f"model {name!r} takes {', '.join(takes)} and no cache; missing: {', '.join(missing) or 'nothing'}, given: {sorted(inputs)}"
-        )
+        wanted = ", ".join(takes) + ("" if cache is None else " and no cache")
+        raise UserError(f"model {name!r} takes {wanted}; missing: {', '.join(missing) or 'nothing'}, given: {sorted(inputs)}")
 
 
 def through(blocks: Any, x: Any, call: Callable, n: int) -> Any:
