@@ -43,10 +43,14 @@ class Rule:
 
 @dataclass(frozen=True)
 class Constant:
-    """A tensor of theirs that is no weight: it must hold `value` (within 1e-5 of its largest entry) and is written as such."""
+    """A tensor of theirs that is no weight: it must hold `value` (within 1e-5 of its largest entry) and is written as such.
+
+    With `free` it changes no output, and may hold anything.
+    """
 
     theirs: str
     value: np.ndarray
+    free: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,9 @@ class Part(NamedTuple):
     at: tuple[int, ...]
 
 
-def parts(rule: Rule, arrow: Arrow, dims: Dims) -> Iterator[Part]:
+def parts(rule: Rule, w: Weight, dims: Dims) -> Iterator[Part]:
     """The tensors of a rule in order of our array; copies come one after the other with the same place."""
+    arrow = w.arrow
     many = not isinstance(rule.theirs, str)
     names = [rule.theirs[k] for k in rule.order or range(len(rule.theirs))] if many else [rule.theirs]
     layered = bool(arrow.stack) and all("{i}" in n for n in names)
@@ -80,7 +85,8 @@ def parts(rule: Rule, arrow: Arrow, dims: Dims) -> Iterator[Part]:
     shape = _shape(sides[0], sizes)
     if _shape(sides[1], sizes) != _shape(" ".join(own), sizes):
         raise ValueError(f"rule of {rule.ours!r}: {sides[1]!r} is not {' '.join(own)!r}")
-    for i in range(dims[arrow.stack[0]] if layered else dims[rule.copies] if rule.copies else 1):
+    # layers of a residual stream may be of several kinds, each with a stack of its own
+    for i in range(w.get_value().shape[0] if layered else dims[rule.copies] if rule.copies else 1):
         for k, name in enumerate(names):
             yield Part(name.format(i=i), shape, (i,) * layered + (k,) * many)
 
@@ -161,7 +167,7 @@ def apply(
     for rule in mine:
         w, first = described[rule.ours], {}
         out[rule.ours] = np.full(w.get_value().shape, rule.fill, np.float32)
-        for part in parts(rule, w.arrow, dims) if rule.theirs else ():
+        for part in parts(rule, w, dims) if rule.theirs else ():
             if (x := fetch(part.name, part.shape)) is None:
                 continue
             x = _ours(x, rule, dims)
@@ -172,7 +178,7 @@ def apply(
                 out[rule.ours][part.at] = x
     for c in constants:
         x = fetch(c.theirs, c.value.shape)
-        if x is not None and np.max(np.abs(np.asarray(x, np.float32) - c.value)) > 1e-5 * np.max(np.abs(c.value)):
+        if x is not None and not c.free and np.max(np.abs(np.asarray(x, np.float32) - c.value)) > 1e-5 * np.max(np.abs(c.value)):
             wrong.append(f"{c.theirs} is not what the model computes in its place")
     extra = sorted(set(tensors) - known)
     if extra and not allow_extra:
@@ -196,7 +202,7 @@ def invert(rules: Rules, arrays: Mapping[str, np.ndarray], model: Any, dims: Dim
             if not np.allclose(x, rule.fill, rtol=1e-6, atol=0):
                 raise UserError(f"weight {rule.ours!r} has no place in the format, which takes it to be {rule.fill:.6g}, and it is not")
             continue
-        for part in parts(rule, described[rule.ours].arrow, dims):
+        for part in parts(rule, described[rule.ours], dims):
             out[part.name] = _theirs(x[part.at], rule, dims)
     return out | {c.theirs: np.asarray(c.value, np.float32) for c in constants}
 

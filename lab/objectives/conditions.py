@@ -7,11 +7,11 @@ import jax.numpy as jnp
 
 from lab.errors import UserError
 
-NULL = {"label": -1, "text": 0}  # what a condition is filled with where it is hidden
+NULL = {"label": -1, "text": 0, "pooled": 0}  # what a condition is filled with where it is hidden
 
 
 def known(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The conditions of a batch: its label [B], and its text, tokens [B, length] or features [B, length, width]."""
+    """The conditions of a batch: its label [B], its text, tokens [B, length] or features [B, length, width], and `pooled` [B, width]."""
     return {k: batch[k] for k in NULL if k in batch}
 
 
