@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--widths", default="32,64,128,256", help="model.width, the base first (default: 32,64,128,256)")
     check.add_argument("--seeds", type=int, default=4)
     check.add_argument("--steps", type=int, default=12)
-    check.add_argument("--lr", type=float, default=2.0**-7)
+    check.add_argument("--lr", type=float, default=2.0**-9)
     check.add_argument("--out", default="benchmarks/results/check-{device}.json", help="--all: file to write")
     command("status", _status, "what is done, running, diverged, interrupted, missing", "study", "folder of a study")
     report = command("report", _report, "write report.html, figures and tables of a study", "study", "folder of a study")

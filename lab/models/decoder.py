@@ -53,7 +53,7 @@ class Model(nnx.Module):
         """Sizes of every axis; one width knob moves embed, heads, kv_heads and mlp; `kv_group` query heads share a key head."""
         heads = split("model.width", width, "model.head_dim", head_dim)
         split("model.head_dim", head_dim, "2 (rotary pairs)", 2)
-        texts = words or features or text_depth
+        texts = words or length or features or text_depth
         return {
             "embed": width,
             "heads": heads,

@@ -71,7 +71,7 @@ class Model(nnx.Module):
         """Sizes of every axis; one width knob moves embed, skip, time, heads and mlp together at a fixed head_dim."""
         split("model.width", width, "2 (sine and cosine of time)", 2)
         side = split("image size", image, "model.patch", patch)
-        spoken = words or length or features or text_depth
+        texts = words or length or features or text_depth
         return {
             "embed": width,
             "skip": 2 * width,
@@ -87,7 +87,7 @@ class Model(nnx.Module):
             "patch_side": patch,
             "patches": side * side,
             "tokens": 1 + (length or 1) + side * side,
-            **(text.axes(words, length, features, text_depth) if spoken else {"labels": classes + 1}),
+            **(text.axes(words, length, features, text_depth) if texts else {"labels": classes + 1}),
         }
 
     def __init__(self, dims: Dims, qk_norm: bool, time_mlp: bool, final_conv: bool):

