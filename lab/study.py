@@ -534,20 +534,24 @@ def sources(folder: Path, data_dir: str = "") -> tuple[Any, Any]:
 
 
 def prompts(source: Any, n: int) -> dict[str, list]:
-    """Conditions to draw `n` samples by: classes in turn, each with the text of a held-out example of its own; and their names."""
-    classes, scan = source.info["classes"], min(len(source), 8 * max(n, source.info["classes"]))
-    rows = np.random.default_rng(1).permutation(len(source))[:scan]
-    found: dict[int, list] = {}
-    for i in rows:
+    """Conditions to draw `n` samples by: classes in turn, each with the text of held-out examples of its own; and their names.
+
+    A class of which few examples show none has no turn.
+    """
+    classes = source.info["classes"]
+    wanted = {k: n // classes + (k < n % classes) for k in range(min(n, classes))}
+    found: dict[int, list[dict]] = {k: [] for k in wanted}
+    for i in np.random.default_rng(1).permutation(len(source))[: 32 * max(n, classes)]:
         item = source[int(i)]
-        found.setdefault(int(item["label"]), []).append((item, item.get("caption")))
-        if sum(map(len, found.values())) >= n and len(found) >= min(n, classes):
+        label = int(item["label"])
+        if label in wanted and len(found[label]) < wanted[label]:
+            found[label].append(item)
+        if all(len(found[k]) == wanted[k] for k in wanted):
             break
-    at = sorted(found)
-    picked = [found[at[k % len(at)]] for k in range(n)]
-    turn = [x[(k // len(at)) % len(x)] for k, x in enumerate(picked)]
-    names = [caption or source.info["class_names"][int(item["label"])] for item, caption in turn]
-    return {"label": [int(x["label"]) for x, _ in turn], "text": [np.asarray(x["text"]).tolist() for x, _ in turn], "names": names}
+    at = [k for k in found if found[k]]
+    turn = [found[k][j % len(found[k])] for i in range(n) for k, j in [(at[i % len(at)], i // len(at))]]
+    names = [x.get("caption") or source.info["class_names"][int(x["label"])] for x in turn]
+    return {"label": [int(x["label"]) for x in turn], "text": [np.asarray(x["text"]).tolist() for x in turn], "names": names}
 
 
 def picture(item: dict, info: dict) -> np.ndarray:

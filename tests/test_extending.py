@@ -29,7 +29,7 @@ def here(tmp_path, monkeypatch):
 
 
 def test_parts_of_ones_own_train_and_their_arrows_are_true(here, capsys):
-    assert cli.main(["run", "mine.py"]) == 0
+    assert cli.main(["run", "mine.py", "--config.sample.n=0"]) == 0
     rows = record.table("runs/mine").to_pylist()
     assert {r["arm"] for r in rows} == {"attention", "./linear.py"}
     for arm in ("attention", "./linear.py"):
@@ -38,8 +38,6 @@ def test_parts_of_ones_own_train_and_their_arrows_are_true(here, capsys):
     for file, changed in (("mine.py", "--config.model.mixer=./linear.py"), ("own.py", "--config.seed=1")):
         assert cli.main(["audit", file, changed]) == 0
         assert "every arrow is true" in capsys.readouterr().out
-    assert cli.main(["run", "own.py", "--config.train.steps=8"]) == 0
-    assert len(list((here / "runs").iterdir())) == 2
 
 
 def test_the_text_of_a_mixer_is_part_of_a_trials_identity(here):

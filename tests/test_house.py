@@ -188,18 +188,23 @@ def described(program):
 
 
 def build(config):
-    """(program, shapes of two examples); icons and folders of pictures are 16 pixels, grey, unless the config says so."""
+    """(program, shapes of two examples): of the source's own examples, or where it would have to be built first, grey pictures of 16 pixels."""
     import numpy as np
 
+    from lab.data.loader import open_source
     from lab.population import build
 
-    side, channels = config["data"].get("size", 16), config["data"].get("channels", 1)
-    classes = len(config["data"].get("sets", ())) or 10
-    shapes = {
-        "image": jax.ShapeDtypeStruct((2, side, side, channels), np.uint8),
-        "label": jax.ShapeDtypeStruct((2,), np.int32),
-    }
-    return build(config, {"image": side, "channels": channels, "classes": classes}), shapes
+    if config["data"]["name"] == "icons":
+        side, classes = config["data"]["size"], len(config["data"]["sets"])
+        item, dims = (
+            {"image": np.zeros((side, side, 1), np.uint8), "label": np.int32(0)},
+            {"image": side, "channels": 1, "classes": classes},
+        )
+    else:
+        source = open_source(dict(config["data"]), "eval", "")
+        item, dims = source[0], source.dims
+    shapes = {k: jax.ShapeDtypeStruct((2, *np.shape(v)), np.asarray(v).dtype) for k, v in item.items()}
+    return build(config, dims), shapes
 
 
 def test_the_house_has_an_experiment():

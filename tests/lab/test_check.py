@@ -45,8 +45,8 @@ def test_mup_changes_do_not_drift_with_width_and_standard_ones_do(family):
     by_rule = found(family, SHORT)
     assert not drifting(by_rule["mup"])
     control = scaled(by_rule["standard"], trained(family))
-    assert np.median(control) >= 0.25, control
-    assert max(control) >= 0.6, control
+    assert np.median(control) >= 0.15, control
+    assert max(control) >= 0.5, control
     assert drifting(by_rule["standard"])
 
 

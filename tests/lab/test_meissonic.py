@@ -130,7 +130,7 @@ def test_flops_equal_the_hand_count(more):
 def test_mistakes_are_one_line():
     data = given(1)
     for key in data:
-        with pytest.raises(UserError, match=rf"'meissonic' takes tokens, t, text and no cache; missing: {key},"):
+        with pytest.raises(UserError, match=rf"'meissonic' takes tokens, t, text; missing: {key},"):
             model()({k: v for k, v in data.items() if k != key})
     with pytest.raises(UserError, match=r"side=4 is not a multiple of model\.compress=3; nearest: 3 or 6"):
         model(compress=3)

@@ -265,5 +265,5 @@ def test_sizes_that_do_not_fit_and_a_text_that_is_missing_are_told_in_one_line()
             sized(**more)
         assert "\n" not in str(caught.value)
     for key, m in (("text", model()), ("t", model())):
-        with pytest.raises(UserError, match=f"model 'pixart' takes x, t, text and no cache; missing: {key},"):
+        with pytest.raises(UserError, match=f"model 'pixart' takes x, t, text; missing: {key},"):
             m({k: v for k, v in inputs().items() if k != key})

@@ -1,0 +1,27 @@
+"""Does the best learning rate of a U-ViT stay put as it grows 8x wider?
+
+Real icons at 16 pixels; 7 learning rates x 4 widths x 2 parametrizations, one seed. About ? minutes on 2 cores:
+`./launch.sh run experiments/uvit_transfer.py`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    c = ConfigDict()
+    c.model = dict(name="uvit", width=32, depth=3, head_dim=16, mlp_ratio=2, patch=4, qk_norm=False, time_mlp=False, final_conv=True)
+    c.base = dict(width=32)
+    c.objective = dict(name="flow", time="logit_normal", label_drop=0.1)
+    c.data = dict(name="icons", size=16, sets=("fontawesome", "material", "octicons", "simple"))
+    c.optim = dict(schedule="cosine", warmup=25, ema=0.95)
+    c.train = dict(steps=150, batch=32, log_every=5)
+    c.eval = dict(examples=512, batch=128, every=150)
+    c.sample = dict(n=36, options=dict(steps=25, guidance=2.0, method="heun"))
+    return c
+
+
+def sweep():
+    for width in (32, 64, 128, 256):  # one compile each
+        for rule, exponents in (("standard", range(-10, -3)), ("mup", range(-8, -1))):
+            for k in exponents:
+                yield {"model.width": width, "parametrization.name": rule, "optim.lr": 2.0**k}

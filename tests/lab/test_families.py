@@ -1,0 +1,69 @@
+"""A study of each kind of model goes from its experiment file to rows, pictures, prompts and verdicts by the same commands."""
+
+import json
+
+import families
+import numpy as np
+import pytest
+
+from lab import cli, record
+
+FILE = '''"""Does it run?"""
+from ml_collections import ConfigDict
+
+
+def get_config():
+    c = ConfigDict(dict(base=dict(width=32), optim=dict(lr=2.0**-7)))
+    c.model = dict({model})
+    c.objective = dict({objective})
+    c.data = dict({data})
+    c.train = dict(steps=3, batch=8, log_every=1)
+    c.eval = dict(examples=16, batch=8, every=3)
+    c.sample = dict(n=5, options=dict({options}))
+    c.judge = dict(names=("oracle",) * {judged}, n=8)
+    return c
+'''
+SHAPES = 'name="shapes", size=8, grid=1, density="medium", extras=("text", "tokens")'
+# family: data, options of its sampler, whether an oracle judges, shape of a picture
+KINDS = {
+    "pixart": (SHAPES, "steps=2, guidance=2.0", True, (8, 8, 3)),
+    "decoder": (SHAPES, "guidance=2.0, top_k=5", True, (8, 8, 3)),
+    "meissonic": (SHAPES, "steps=2", True, (8, 8, 3)),
+    "masked": ('name="tree", side=4, vocabulary=4', "steps=2", False, (4, 4, 1)),
+}
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_a_study_of_every_kind_runs_is_sampled_and_judged(family, tmp_path, monkeypatch, capsys):
+    data, options, judged, shape = KINDS[family]
+    section, objective, _ = families.FAMILIES[family]
+    keys = {k: v for k, v in section.items() if k != "patch"} | ({"patch": 2} if "patch" in section else {})
+    told = {"model": {"name": family, **keys, "depth": 1}, "objective": objective}
+    filled = {k: ", ".join(f"{a}={b!r}" for a, b in v.items()) for k, v in told.items()}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "kind.py").write_text(FILE.format(data=data, options=options, judged=int(judged), **filled))
+    assert cli.main(["run", "kind.py"]) == 0
+    study = record.read_study("runs/kind")
+    rows = record.table("runs/kind").to_pylist()
+    assert np.isfinite([r["loss"] for r in rows if r["loss"] is not None]).all()
+    if judged:
+        assert 0 <= rows[-1]["oracle"] <= 1
+        told = study["data"]["prompts"]
+        assert told["label"] == [0, 1, 2, 3, 4]
+        assert told["names"] == study["data"]["class_names"][:5]
+        assert len({tuple(t) for t in told["text"]}) == 5
+    (npz,) = tmp_path.glob("runs/kind/*/samples.npz")
+    with np.load(npz) as z:
+        assert z["samples"].shape == (5, *shape)
+        assert z["samples"].dtype == np.uint8
+        assert z["real"].shape[1:] == shape
+        assert len(json.loads(str(z["about"]))["names"]) == 5
+    capsys.readouterr()
+    if judged:
+        assert cli.main(["sample", "runs/kind", "--prompt", "a red circle", "-n", "2", "--out", "p.png"]) == 0
+        assert (tmp_path / "p.png").stat().st_size > 1000
+        for prompt, said in (("a red circel", "(nearest: 'circle')"), ("a red circle at the top left", "at most 3")):
+            assert cli.main(["sample", "runs/kind", "--prompt", prompt]) == 2
+            assert said in capsys.readouterr().err.splitlines()[-1]
+    assert cli.main(["sample", "runs/kind", "--option", "gudance=2"]) == 2
+    assert "(nearest: 'guidance')" in capsys.readouterr().err
