@@ -28,6 +28,7 @@ class Findings(NamedTuple):
     study: dict
     metric: str
     rung: str | None  # the swept key that makes the ladder
+    kinds: dict[str, str]  # arm -> its objective: losses of two objectives are never compared
     trials: list[dict]  # one row a trial of the study, whatever its state
     curves: dict[str, dict[str, np.ndarray]]  # arm -> rung, log2_lr, loss, seed: one entry a finished trial
     transfers: dict[str, Transfer]
@@ -120,16 +121,29 @@ def find(folder: Path) -> Findings:
             laws[arm] = held[arm].law
     judged = _judged(study, trials, last)
     return Findings(
-        study, metric, rung, trials, curves, transfers, points, laws, held, _difference(curves, transfers), floor(study), judged
+        *(study, metric, rung, _kinds(study, trials), trials, curves, transfers, points, laws, held),
+        *(_difference(curves, transfers), floor(study), judged),
     )
+
+
+def _kinds(study: dict, trials: list[dict]) -> dict[str, str]:
+    own = study["config"].get("objective", {}).get("name", "")
+    return {r["arm"]: study["trials"][r["trial"]]["point"].get("objective.name", own) for r in trials}
 
 
 def floor(study: dict) -> tuple[float, float] | None:
     """Least possible loss of a study's objective on its data, and its standard error; None where it is not known.
 
-    A world gives it by density of times, with labels and without; a hidden label counts by the share that hides it.
+    A world of images gives it by density of times, with labels and without; a hidden label counts by the share that hides it. One of
+    tokens gives its entropy where labels are told.
     """
     best, objective = study["data"].get("best_loss"), study["config"].get("objective", {})
+    if any(k.startswith("objective.") for k in study["swept"]):
+        return None
+    if isinstance(best, float):
+        entropies = ({"name": "next_token"}, {"name": "unmask", "weighting": "elbo"})  # losses whose least is the entropy
+        told = {k: v for k, v in objective.items() if k in ("name", "weighting", "z_loss")}
+        return (best, study["data"].get("best_loss_error", 0.0)) if told in entropies and objective["label_drop"] == 0 else None
     if not isinstance(best, dict) or objective.get("name") != "flow" or objective.get("time") not in best:
         return None
     if set(objective) > {"name", "time", "label_drop"}:  # any further option makes another density
@@ -256,11 +270,15 @@ def _caveats(f: Findings) -> str:
 def _levels(f: Findings) -> list[str]:
     """How the arms compare at the largest size, each at its own best rate, and what the least possible loss is."""
     size = max(r for t in f.transfers.values() for r in t.rungs)
-    best = {a: t.optima[-1].loss for a, t in f.transfers.items() if t.rungs[-1] == size and np.isfinite(t.optima[-1].loss)}
+    every = {a: t.optima[-1].loss for a, t in f.transfers.items() if t.rungs[-1] == size and np.isfinite(t.optima[-1].loss)}
     said = []
-    if len(best) > 1:
+    for kind in dict.fromkeys(f.kinds.values()):
+        best = {a: v for a, v in every.items() if f.kinds[a] == kind}
+        if len(best) < 2:
+            continue
         where = f"at {_leaf(f.rung)} {size:g}, each at its own best rate" if f.rung else "each at its own best rate"
-        said.append(f"Best {f.metric} {where}: {', '.join(f'{a} {v:.4f}' for a, v in sorted(best.items(), key=lambda x: x[1]))}.")
+        of = f" of {kind}" if len(set(f.kinds.values())) > 1 else ""
+        said.append(f"Best {f.metric}{of} {where}: {', '.join(f'{a} {v:.4f}' for a, v in sorted(best.items(), key=lambda x: x[1]))}.")
     if f.floor is not None:
         said.append(f"Least possible {f.metric} on this world: {f.floor[0]:.4f} +-{f.floor[1]:.4f}.")
     return said
@@ -335,7 +353,37 @@ def _samples(folder: Path, f: Findings) -> tuple[Figure, str] | None:
 
 
 def draw(folder: Path, f: Findings) -> dict[str, tuple[Figure, str]]:
-    """Every figure the records allow: name -> (figure, caption)."""
+    """Every figure the records allow: name -> (figure, caption). Losses of two objectives are in two figures."""
+    out, rung = {}, _leaf(f.rung)
+    for kind, end, of in _by_kind(f):
+        out |= {f"{name}{end}": (figure, of + said) for name, (figure, said) in _losses(folder, kind).items()}
+    if f.transfers and _transferable(f):
+        said = "An open mark is a bound: an optimum at the edge of the rates tried or beside a diverged trial."
+        out["drift"] = figures.drift(f.transfers, rung), f"Best learning rate against {rung}. {said}"
+    for name in dict.fromkeys(k for r in f.judged for k in r):
+        if any(f"{name}_{side}" in r for r in f.judged for side in ("low", "floor")):
+            said = "Bars: interval. Dashed: the same on real examples. Dotted: chance or the least that so few samples can show."
+            out[f"judge_{name}"] = figures.judged(f.judged, name), f"{name}, best trial of each size, against training FLOPs. {said}"
+    if shown := _samples(folder, f):
+        out["samples"] = shown
+    return out
+
+
+def _by_kind(f: Findings) -> list[tuple[Findings, str, str]]:
+    """Findings of the arms of each objective, with what ends the names of its figures and begins their captions."""
+    kinds = list(dict.fromkeys(f.kinds.values()))
+    if len(kinds) < 2:
+        return [(f, "", "")]
+    out = []
+    for kind in kinds:
+        mine = {a for a, k in f.kinds.items() if k == kind}
+        own = {k: {a: v for a, v in getattr(f, k).items() if a in mine} for k in ("curves", "transfers", "points", "laws", "held")}
+        out.append((f._replace(trials=[r for r in f.trials if r["arm"] in mine], **own), f"_{parts.stem(kind)}", f"Objective {kind}. "))
+    return out
+
+
+def _losses(folder: Path, f: Findings) -> dict[str, tuple[Figure, str]]:
+    """The figures that show losses of one objective."""
     out, rung = {}, _leaf(f.rung)
     if f.transfers and len({r["lr"] for r in f.trials}) > 1:
         curves = {arm: {r: _seeds(f.curves[arm], r) for r in t.rungs} for arm, t in f.transfers.items()}
@@ -343,9 +391,6 @@ def draw(folder: Path, f: Findings) -> dict[str, tuple[Figure, str]]:
         shaded = "Bands: lowest and highest over seeds. " if max(t.seeds for t in f.transfers.values()) > 1 else ""
         said += shaded + "Curves that leave the axes at the top are worse than the axis shows."
         out["loss_against_rate"] = figures.loss_against_rate(curves, f.transfers, rung, f.metric), said
-        if _transferable(f):
-            said = "An open mark is a bound: an optimum at the edge of the rates tried or beside a diverged trial."
-            out["drift"] = figures.drift(f.transfers, rung), f"Best learning rate against {rung}. {said}"
     if any(len(x) > 1 for x, _ in f.points.values()):
         fitted = [f"{a}: exponent {h.law.exponent:.3f}, forecast off by {h.error:+.2%}" for a, h in f.held.items()]
         told = f" Dashed: a power law fitted to all sizes but the largest; diamonds: its forecast there ({'; '.join(fitted)})."
@@ -356,12 +401,6 @@ def draw(folder: Path, f: Findings) -> dict[str, tuple[Figure, str]]:
     if curves := _training(folder, f):
         said = f"Training loss of the best trial of each {rung}; faint: as recorded, bold: running mean."
         out["training"] = figures.training(curves, rung), said
-    for name in dict.fromkeys(k for r in f.judged for k in r):
-        if any(f"{name}_{side}" in r for r in f.judged for side in ("low", "floor")):
-            said = "Bars: interval. Dashed: the same on real examples. Dotted: chance or the least that so few samples can show."
-            out[f"judge_{name}"] = figures.judged(f.judged, name), f"{name}, best trial of each size, against training FLOPs. {said}"
-    if shown := _samples(folder, f):
-        out["samples"] = shown
     return out
 
 

@@ -53,6 +53,7 @@ DEFAULTS = {
     "run": {"mesh": {}, "rules": {"batch": "data"}, "chunk": 0, "checkpoint_seconds": 60.0, "data_dir": "data", "workers": 0},
 }
 OPEN = ("model", "base", "objective", "data", "sample.options", "judge.options", "run.mesh", "run.rules")  # sections with keys of their own
+SECTIONS = ("model", "objective")  # what a sweep may set whole, so that arms are of different families
 METRICS = ("eval_loss", "eval_ema")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -66,6 +67,7 @@ class Experiment(NamedTuple):
     config: ConfigDict
     points: list[dict[str, Any]]
     swept: list[str]
+    sections: list[str]  # of SECTIONS, those that the sweep sets whole
 
 
 def load(path: str, overrides: Iterable[str] = ()) -> Experiment:
@@ -91,13 +93,17 @@ def load(path: str, overrides: Iterable[str] = ()) -> Experiment:
         raise UserError(f"experiment file {path!r} fails: {type(e).__name__}: {str(e).splitlines()[0]}") from e
     config = _complete(given)
     flat = _flatten(config.to_dict())
-    swept = sorted({k for p in points for k in p})
-    for key in swept:
-        if key not in flat and key != "arm":
+    sections = {k for p in points for k, v in p.items() if isinstance(v, dict)}
+    for key in sorted({k for p in points for k in p}):
+        if key not in flat and key not in ("arm", *SECTIONS):
             raise unknown("swept key", key, flat)
+    if odd := sorted(sections - set(SECTIONS)):
+        raise UserError(f"swept key {odd[0]!r} is a section that cannot be swept whole; expected one of: {', '.join(SECTIONS)}")
+    points = [_flatten(p) for p in points]
+    swept = sorted({k for p in points for k in p})
     points = _apply(config, overrides, points, swept)
     text = file.read_text()
-    return Experiment(file.stem, (module.__doc__ or "").strip(), text, config, points, swept)
+    return Experiment(file.stem, (module.__doc__ or "").strip(), text, config, points, swept, sorted(sections))
 
 
 def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
@@ -184,19 +190,26 @@ def expand(experiment: Experiment, data_print: str) -> list[Trial]:
     """The trials of a sweep, each with its complete config and its identity."""
     trials = {}
     for point in experiment.points:
-        config = ConfigDict(experiment.config)
-        for key, value in point.items():
-            parent, _, leaf = key.rpartition(".")
-            if key == "arm":  # names the trial and changes nothing
-                continue
-            _set(config[parent] if parent else config, leaf, value, key)
-        full = config.to_dict()
+        full = _at(experiment.config.to_dict(), point, experiment.sections)
         arm = point.get("arm") or full["parametrization"]["name"]
         _counts(full)
         parametrization.table(**full["parametrization"])  # its name is checked before anything is traced
         trial = Trial(identity(full, data_print), arm, full, point)
         trials[trial.id] = trial
     return list(trials.values())
+
+
+def _at(config: dict, point: dict[str, Any], sections: list[str]) -> dict:
+    """The complete config at a point of a sweep; of `sections` that it names, none of the config's own keys are left.
+
+    A point's `arm` names it and changes nothing.
+    """
+    out = ConfigDict({**config, **{s: {} for s in sections if f"{s}.name" in point}})
+    for key, value in point.items():
+        parent, _, leaf = key.rpartition(".")
+        if key != "arm":
+            _set(out[parent] if parent else out, leaf, value, key)
+    return out.to_dict()
 
 
 def identity(config: dict, data_print: str) -> str:
@@ -241,7 +254,12 @@ def _fitting(trial: Trial, dims: dict[str, int]) -> int:
 
 
 def check_ladder(rungs: list[tuple[Any, Dims]]) -> None:
-    """UserError where an axis differs between rungs without a base: its weights would be scaled by no rule."""
+    """UserError where an axis differs between rungs of one model without a base: its weights would be scaled by no rule."""
+    for kind in dict.fromkeys(type(m) for m, _ in rungs):
+        _check_ladder([r for r in rungs if type(r[0]) is kind])
+
+
+def _check_ladder(rungs: list[tuple[Any, Dims]]) -> None:
     for axis in {a for _, d in rungs for a in d}:
         sizes = sorted({d[axis] for _, d in rungs if axis in d})
         if len(sizes) > 1 and any(axis not in d.base for _, d in rungs):
@@ -316,21 +334,24 @@ class Study:
                 left.pop(i, None)
         for group in pack(list(left.values()), self.train.dims):
             tag = hashlib.sha256("".join(sorted(t.id for t in group)).encode()).hexdigest()[:8]
-            shown = [f"{k.rsplit('.', 1)[-1]}{v}" for k, v in group[0].point.items() if k not in _traced_keys()]
-            packs[re.sub(r"[^\w.+-]+", "_", "-".join([*shown, tag]))] = group  # a value may be a path
+            packs[re.sub(r"[^\w.+-]+", "_", "-".join([*(f"{k}{v}" for k, v in self._moved(group)), tag]))] = group  # a value may be a path
         return packs
+
+    def _moved(self, group: list[Trial]) -> list[tuple[str, Any]]:
+        """What the sweep set for a population and what is not traced; where it sets whole sections, the arm and what varies within it."""
+        point = {k: v for k, v in group[0].point.items() if k not in _traced_keys()}
+        if self.experiment.sections:
+            arm = [t.point for t in self.trials.values() if t.arm == group[0].arm]
+            point = {"": group[0].arm} | {k: v for k, v in point.items() if len({p.get(k) for p in arm}) > 1}
+        return [(k.rsplit(".", 1)[-1], v) for k, v in point.items()]
+
+    def _label(self, name: str, group: list[Trial]) -> str:
+        moved = ", ".join(f"{k} {v}".strip() for k, v in self._moved(group))
+        return f"{moved or name} ({len(group)} trial{'s' * (len(group) > 1)})"
 
     def _old(self, trial_id: str) -> Trial:
         t = self.known["trials"][trial_id]
-        config = json.loads(json.dumps(self.config, default=list))
-        for key, value in t["point"].items():
-            if key == "arm":
-                continue
-            *parents, leaf = key.split(".")
-            at = config
-            for p in parents:
-                at = at[p]
-            at[leaf] = value
+        config = _at(json.loads(json.dumps(self.config, default=list)), t["point"], self.known.get("sections", []))
         return Trial(trial_id, t["arm"], config, t["point"])
 
     def describe(self) -> dict:
@@ -344,7 +365,14 @@ class Study:
         e = self.experiment
         return {
             **{"schema": record.SCHEMA, "name": e.name, "question": e.question, "experiment": e.text},
-            **{"config": self.config, "swept": e.swept, "trials": trials, "populations": pops, "versions": versions()},
+            **{
+                "config": self.config,
+                "swept": e.swept,
+                "sections": e.sections,
+                "trials": trials,
+                "populations": pops,
+                "versions": versions(),
+            },
             "data": {**self.train.info, "dims": self.train.dims, "eval_examples": len(self.held), **self._shown()},
         }
 
@@ -380,7 +408,7 @@ class Study:
             record.write_json(folder / "study.json", self.describe())
             work = self.work()
             steps = {n: g[0].config["train"]["steps"] for n, g in self.packs.items()}
-            labels = {n: _label(n, g) for n, g in self.packs.items()}
+            labels = {n: self._label(n, g) for n, g in self.packs.items()}
             done = {n for n in self.packs if record.finished(folder / n)}
             left = done != set(self.packs)
             judges = open_judges(self.config["judge"], self.held, self.train) if left else {}
@@ -442,11 +470,6 @@ def _small(config: dict, n: int) -> dict:
 
 def _traced_keys() -> set[str]:
     return {f"optim.{k}" for k in TRACED} | {"seed", "parametrization.name", "parametrization.alpha", "arm"}
-
-
-def _label(name: str, group: list[Trial]) -> str:
-    moved = [f"{k.rsplit('.', 1)[-1]} {v}" for k, v in group[0].point.items() if k not in _traced_keys()]
-    return f"{', '.join(moved) or name} ({len(group)} trial{'s' * (len(group) > 1)})"
 
 
 class Decoded:

@@ -67,3 +67,52 @@ def test_a_study_of_every_kind_runs_is_sampled_and_judged(family, tmp_path, monk
             assert said in capsys.readouterr().err.splitlines()[-1]
     assert cli.main(["sample", "runs/kind", "--option", "gudance=2"]) == 2
     assert "(nearest: 'guidance')" in capsys.readouterr().err
+
+
+TWO = '''"""Do two families run side by side?"""
+from ml_collections import ConfigDict
+
+DIT = dict(name="dit", width=32, depth=1, head_dim=16, mlp_ratio=1, patch=4, qk_norm=False, zero_gates=True)
+DECODER = dict(name="decoder", width=32, depth=1, head_dim=16, mlp_ratio=1, qk_norm=False, rope="grid")
+FLOW, NEXT = dict(name="flow", time="uniform", label_drop=0.1), dict(name="next_token", label_drop=0.1)
+
+
+def get_config():
+    c = ConfigDict(dict(base=dict(width=16), model=DIT, objective=FLOW))
+    c.data = dict(name="shapes", size=8, grid=1, extras=("tokens",))
+    c.train = dict(steps=2, batch=4, log_every=1)
+    c.eval = dict(examples=8, batch=4, every=2)
+    c.sample = dict(n=0)
+    return c
+
+
+def sweep():
+    for model, objective in ((DIT, FLOW), (DECODER, NEXT)):
+        for width in (16, 32):
+            for k in RATES:
+                yield {"arm": model["name"], "model": {**model, "width": width}, "objective": objective, "optim.lr": 2.0**k}
+'''
+
+
+def test_a_sweep_may_set_whole_sections_and_losses_of_two_objectives_share_no_axis(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "two.py").write_text(TWO.replace("RATES", "(-8, -6)"))
+    assert cli.main(["run", "two.py"]) == 0
+    said = capsys.readouterr().out
+    assert "Best eval_loss" not in said  # one number a family, of two kinds: there is no better one
+    assert "dit: " in said
+    assert "decoder: " in said
+    figures = {p.stem for p in (tmp_path / "runs" / "two" / "figures").glob("*.png")}
+    assert {"loss_against_rate_flow", "loss_against_rate_next_token", "drift"} <= figures
+    assert "loss_against_rate" not in figures
+    rows = record.table("runs/two").to_pylist()
+    assert {(r["arm"], r["model.name"], r["model.width"]) for r in rows} == {(a, a, w) for a in ("dit", "decoder") for w in (16, 32)}
+    assert {r["model.rope"] for r in rows if r["arm"] == "dit"} == {None}
+    folders = {p.name.rsplit("-", 1)[0] for p in (tmp_path / "runs" / "two").glob("*-*")}
+    assert folders == {f"{a}-width{w}" for a in ("dit", "decoder") for w in (16, 32)}
+    (tmp_path / "two.py").write_text(TWO.replace("RATES", "(-8,)"))  # trials that are no longer asked for stay what they were
+    assert cli.main(["run", "two.py"]) == 0
+    assert record.table("runs/two").to_pylist() == rows
+    (tmp_path / "two.py").write_text(TWO.replace("RATES", "(-8,)").replace('"model": {**', '"optim": {**'))
+    assert cli.main(["run", "two.py", "--workdir", "other"]) == 2
+    assert "swept key 'optim' is" in capsys.readouterr().err
