@@ -44,14 +44,14 @@ class Findings(NamedTuple):
 
 
 def ladder(study: dict) -> str | None:
-    """The swept key whose sizes are the rungs: a whole number of the model, or else of training, with the most values."""
-    values: dict[str, set] = {}
+    """The swept key whose sizes are the rungs: a whole number of the model, or else of training, with the most values in one arm."""
+    values: dict[tuple[str, str], set] = {}
     for t in study["trials"].values():
         for k, v in t["point"].items():
             if k.startswith(("model.", "train.")) and type(v) is int:
-                values.setdefault(k, set()).add(v)
-    many = [k for k in sorted(values) if len(values[k]) > 1]
-    return max(many, key=lambda k: (k.startswith("model."), len(values[k])), default=None)
+                values.setdefault((k, t["arm"]), set()).add(v)
+    many = {k: max(len(v) for (other, _), v in values.items() if other == k) for k, _ in sorted(values)}
+    return max((k for k in many if many[k] > 1), key=lambda k: (k.startswith("model."), many[k]), default=None)
 
 
 def _arms(study: dict, rung: str | None) -> dict[str, str]:

@@ -194,13 +194,16 @@ def test_a_second_swept_setting_makes_arms_and_no_averages(tmp_path):
 
 def test_the_ladder_is_a_size_of_the_model_before_one_of_training():
     def study(*points):
-        return {"trials": {str(i): {"point": p} for i, p in enumerate(points)}}
+        return {"trials": {str(i): {"point": p, "arm": p.get("arm", "mup")} for i, p in enumerate(points)}}
 
     assert report.ladder(study({"model.width": 32, "optim.lr": 0.1}, {"model.width": 64, "optim.lr": 0.2})) == "model.width"
     both = [{"model.depth": d, "train.steps": s} for d, s in ((2, 10), (4, 20), (4, 30))]
     assert report.ladder(study(*both)) == "model.depth"
     assert report.ladder(study({"train.batch": 8}, {"train.batch": 16})) == "train.batch"
     assert report.ladder(study({"optim.lr": 0.1, "seed": 0, "optim.b1": 0.9}, {"optim.lr": 0.2, "seed": 1, "optim.b1": 0.8})) is None
+    two = [{"arm": a, "model.depth": d, "model.width": w} for a, d in (("dit", 2), ("uvit", 3)) for w in (32, 64)]
+    assert report.ladder(study(*two)) == "model.width"
+    assert report.ladder(study(*two[::2])) is None  # what tells two families apart is no ladder
 
 
 def test_a_report_can_go_elsewhere_and_says_where_it_cannot(tmp_path, quick):

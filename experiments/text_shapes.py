@@ -1,0 +1,33 @@
+"""How well do a diffusion, an autoregressive and a masked model paint what a caption asks for?
+
+Scenes of one object at 16 pixels, 36 captions such as 'a red circle', judged by an exact oracle; one model of each kind, each trained on
+images or on palette tokens of the same scenes. One arm alone: `./launch.sh run experiments/text_shapes.py --config.model.name=pixart`.
+"""
+
+from ml_collections import ConfigDict
+
+SIZE = dict(width=96, head_dim=16, mlp_ratio=2, qk_norm=True, text_depth=1)
+FLOW = dict(name="flow", time="logit_normal", label_drop=0.1)
+ARMS = {  # model, objective, steps
+    "pixart": (dict(name="pixart", depth=2, patch=4, zero_gates=True, **SIZE), FLOW, 5000),
+    "decoder": (dict(name="decoder", depth=3, rope="grid", **SIZE), dict(name="next_token", label_drop=0.1), 1800),
+    "masked": (dict(name="masked", depth=3, **SIZE), dict(name="unmask", schedule="cosine", weighting="plain", label_drop=0.1), 1800),
+}
+
+
+def get_config():
+    c = ConfigDict()
+    c.base = dict(width=96)
+    c.model, c.objective, _ = ARMS["pixart"]
+    c.data = dict(name="shapes", size=16, grid=1, density="medium", extras=("text", "tokens"), examples=65536)
+    c.optim = dict(schedule="cosine", warmup=100, ema=0.99, lr=2.0**-8)
+    c.train = dict(batch=32, log_every=50)
+    c.eval = dict(examples=256, batch=128, every=600)
+    c.sample = dict(n=36, options=dict(guidance=3.0))
+    c.judge = dict(names=("oracle",), every=600, n=512)
+    return c
+
+
+def sweep():
+    for arm, (model, objective, steps) in ARMS.items():
+        yield {"arm": arm, "model": model, "objective": objective, "train.steps": steps}
