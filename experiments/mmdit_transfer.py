@@ -9,7 +9,9 @@ from ml_collections import ConfigDict
 
 def get_config():
     c = ConfigDict()
-    c.model = dict(name="mmdit", width=32, depth=2, single=1, head_dim=16, mlp_ratio=2, patch=4, text_depth=1, qk_norm=True, zero_gates=True)
+    c.model = dict(
+        name="mmdit", width=32, depth=2, single=1, head_dim=16, mlp_ratio=2, patch=4, text_depth=1, qk_norm=True, zero_gates=True
+    )
     c.base = dict(width=32)
     c.objective = dict(name="flow", time="logit_normal", label_drop=0.1)
     c.data = dict(name="shapes", size=16, grid=1, extras=("text",), density="medium", examples=65536)

@@ -21,7 +21,7 @@ from lab.optim import Hyper
 from lab.parametrization import Table
 from lab.population import build, turns
 from lab.probe import probe
-from lab.study import Study, held_out, load, versions
+from lab.study import Study, held_out, kinds, load, versions
 from lab.train import Program, over_trials
 
 RULES: dict[str, Table] = {"mup": parametrization.mup, "standard": parametrization.standard}
@@ -102,13 +102,15 @@ def slopes(
     return out
 
 
-def check(study: Study, setting: Setting, said: Callable = print) -> dict[str, dict[str, Slope]]:
-    """`slopes` of a study's first trial on batches of its own held-out data."""
-    config = next(iter(study.trials.values())).config
-    n = config["train"]["batch"]
-    few = {**config, "eval": {**config["eval"], "examples": n * setting.steps, "batch": n}}
-    batches = jax.tree.map(lambda x: jnp.asarray(np.resize(x, (setting.steps, *x.shape[1:]))), held_out(few, study.held))
-    return slopes(config, study.train.dims, batches, setting, said=said)
+def check(study: Study, setting: Setting, said: Callable = print) -> dict[str, dict[str, dict[str, Slope]]]:
+    """`slopes` of every kind of model in a study, on batches of its own held-out data: {arm: {rule: {weight: slope}}}."""
+    out = {}
+    for arm, config in kinds(study).items():
+        n = config["train"]["batch"]
+        few = {**config, "eval": {**config["eval"], "examples": n * setting.steps, "batch": n}}
+        batches = jax.tree.map(lambda x: jnp.asarray(np.resize(x, (setting.steps, *x.shape[1:]))), held_out(few, study.held))
+        out[arm] = slopes(config, study.train.dims, batches, setting, said=said)
+    return out
 
 
 def matrix(files: list[Path], overrides: list[str], setting: Setting, out: str, said: Callable = print) -> list[str]:
@@ -123,16 +125,11 @@ def matrix(files: list[Path], overrides: list[str], setting: Setting, out: str, 
             study = Study(load(str(file), [*overrides, *(f"--config.model.{k}={v}" for k, v in more.items())]))
             name = " ".join([file.stem, *(f"{k}={v}" for k, v in more.items())])
             said(name)
-            found = check(study, setting, said)
-            said(text(found))
-            rows.append(
-                {
-                    "experiment": name,
-                    "model": study.config["model"],
-                    "slopes": {r: {n: list(s) for n, s in f.items()} for r, f in found.items()},
-                }
-            )
-            failed += [name] * any(s.drifts() for s in found["mup"].values())
+            for arm, found in check(study, setting, said).items():
+                said(text(found))
+                row = {"experiment": name, "arm": arm, "model": study.config["model"]}
+                rows.append(row | {"slopes": {r: {n: list(s) for n, s in f.items()} for r, f in found.items()}})
+                failed += [name] * any(s.drifts() for s in found["mup"].values())
     device = jax.devices()[0].device_kind
     write_json(
         path := Path(out.format(device=device.lower().replace(" ", "-"))),

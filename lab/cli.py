@@ -195,18 +195,27 @@ def _audit(args: argparse.Namespace) -> int:
     factor = _factor(args.width) if args.width else None
     study = _study(args)
     from lab import audit
+    from lab.study import kinds
 
-    config, dims = study.config, study.train.dims
-    small = audit.rows(config, dims)
-    large = None
-    if factor:
-        wide = {**config["model"], "width": factor * config["model"]["width"]}
-        large = audit.rows({**config, "model": wide}, dims)
-    print(audit.text(small, large, args.width or ""))
-    wrong = audit.truth(config, dims, study.example())
-    for name, said in wrong.items():
-        print(f"arrow of {name} does not hold: {'; '.join(said)}", file=sys.stderr)
-    print("every arrow is true to the traced program" if not wrong else f"{len(wrong)} arrows are wrong")
+    dims, wrong, several = study.train.dims, 0, kinds(study)
+    for arm, config in several.items():
+        if len(several) == 1:
+            config = study.config | {k: config[k] for k in study.experiment.sections}
+        else:
+            print(f"{arm}:")
+        small = audit.rows(config, dims)
+        large = None
+        if factor:
+            if "width" not in config["model"]:
+                raise UserError("--width: the config's model has no key 'width' to multiply")
+            wide = {**config["model"], "width": factor * config["model"]["width"]}
+            large = audit.rows({**config, "model": wide}, dims)
+        print(audit.text(small, large, args.width or ""))
+        lies = audit.truth(config, dims, study.example())
+        for name, said in lies.items():
+            print(f"arrow of {name} does not hold: {'; '.join(said)}", file=sys.stderr)
+        print("every arrow is true to the traced program" if not lies else f"{len(lies)} arrows are wrong")
+        wrong += len(lies)
     return 2 if wrong else 0
 
 
@@ -230,9 +239,12 @@ def _check(args: argparse.Namespace) -> int:
     setting = check.Setting(tuple(widths), args.seeds, args.steps, args.lr)
     if args.all:
         return 2 if check.matrix(sorted((ROOT / "experiments").glob("*_transfer.py")), args.overrides, setting, args.out, said) else 0
-    found = check.check(_study(args), setting, said)
-    print(check.text(found))
-    return 2 if any(s.drifts() for s in found["mup"].values()) else 0
+    drifting = 0
+    every = check.check(_study(args), setting, said)
+    for arm, found in every.items():
+        print(f"{arm}:" * (len(every) > 1), check.text(found), sep="\n" * (len(every) > 1))
+        drifting += sum(s.drifts() for s in found["mup"].values())
+    return 2 if drifting else 0
 
 
 def _factor(text: str) -> int:
@@ -280,14 +292,14 @@ def _sample(args: argparse.Namespace) -> None:
 
     folder = Path(args.study)
     info = record.read_study(folder)["data"]
-    from lab import find, report, study
+    from lab import report, study
     from lab.log import console
 
     _jax()
     train, held = study.sources(folder, args.data_dir) if args.judge or args.prompt else (None, None)
     found = study.restored(folder, args.trial)
     options = {**found.config["sample"]["options"], **dict(map(_option, args.option))}
-    find.check(found.program.objective.sample, options, "--option", ("model", "key", "cond", "shape"))
+    study.sampler_options(found.program.objective, options, "sample.options")
     about = found.about
     told = f"{args.n} samples of trial {about['trial']} ({about['arm']}, {about['population']}"
     console.print(f"compiling the sampler of trial {about['trial']} and drawing {args.n} samples", markup=False)
@@ -296,7 +308,7 @@ def _sample(args: argparse.Namespace) -> None:
         for column, value in study.judged(found, train, held, args.judge, args.n, options).items():
             print(f"{column:24} {value:.6g}")
         return
-    cond, names = study.prompted(held, args.prompt, args.n) if args.prompt else study.asked(info, args.n)
+    cond, names = study.prompted(found, held, args.prompt, args.n) if args.prompt else study.asked(info, args.n)
     report.grid(study.sample(found, info, cond, options), names, Path(args.out))
     print(f"{told}): {args.out}")
 

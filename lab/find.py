@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -77,10 +78,31 @@ def check(call: Callable, options: dict, what: str, given: tuple[str, ...] = ("s
         raise UserError(f"config key {what}.{missing[0]} is missing; expected: {', '.join(told)}")
 
 
+def typed(call: Callable, options: dict, what: str) -> None:
+    """UserError for an option whose value is not of the type (int, float, str, bool, or one of several) that `call` says it takes."""
+    kinds = {n: p.annotation for n, p in inspect.signature(call).parameters.items()}
+    for key, value in options.items():
+        said = typing.get_args(kinds[key]) or (kinds[key],)
+        allowed = {*said, int} if float in said else set(said)
+        if allowed <= {int, float, str, bool, type(None)} and type(value) not in allowed:
+            names = " or ".join(getattr(k, "__name__", str(k)) for k in said if k is not type(None))
+            raise UserError(f"config key {what}.{key}={value!r} must be of type {names}")
+
+
 def make(call: Callable, options: dict, what: str, given: tuple = ()) -> Any:
     """call(*given, **options), the options checked."""
     check(call, options, what, tuple(list(inspect.signature(call).parameters)[: len(given)]))
     return call(*given, **options)
+
+
+def is_own(value: Any) -> bool:
+    """Whether an option names a part of the user's own: a file, or a dotted path that can be imported."""
+    if not isinstance(value, str) or "." not in value:
+        return False
+    try:
+        return value.endswith(".py") or importlib.util.find_spec(value) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def source_digest(package: str, name: str) -> str | None:

@@ -5,6 +5,7 @@ import csv
 import html
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ class Findings(NamedTuple):
     study: dict
     metric: str
     rung: str | None  # the swept key that makes the ladder
-    kinds: dict[str, str]  # arm -> its objective: losses of two objectives are never compared
+    kinds: dict[str, str]  # arm -> its objective and what the sweep sets of it: losses of two objectives are never compared
     trials: list[dict]  # one row a trial of the study, whatever its state
     curves: dict[str, dict[str, np.ndarray]]  # arm -> rung, log2_lr, loss, seed: one entry a finished trial
     transfers: dict[str, Transfer]
@@ -128,7 +129,12 @@ def find(folder: Path) -> Findings:
 
 def _kinds(study: dict, trials: list[dict]) -> dict[str, str]:
     own = study["config"].get("objective", {}).get("name", "")
-    return {r["arm"]: study["trials"][r["trial"]]["point"].get("objective.name", own) for r in trials}
+
+    def kind(point: dict) -> str:
+        more = (f"{_leaf(k)} {v}" for k, v in sorted(point.items()) if k.startswith("objective.") and k != "objective.name")
+        return ", ".join([parts.stem(point.get("objective.name", own)), *more])
+
+    return {r["arm"]: kind(study["trials"][r["trial"]]["point"]) for r in trials}
 
 
 def floor(study: dict) -> tuple[float, float] | None:
@@ -342,8 +348,8 @@ def _samples(folder: Path, f: Findings) -> tuple[Figure, str] | None:
     with np.load(largest) as z:
         about, real, made = json.loads(str(z["about"])), z["real"], z["samples"]
     arm = next((r["arm"] for r in f.trials if r["trial"] == about["trial"]), about["arm"])
-    settings = ", ".join(f"{k} {v}" for k, v in about.items() if k not in ("population", "trial", "arm", "names"))
-    named = list(dict.fromkeys(about.get("names") or ()))
+    settings = ", ".join(f"{k} {v}" for k, v in about.items() if k not in ("population", "trial", "arm", "names", "class_names"))
+    named = list(dict.fromkeys(about.get("names") or about.get("class_names") or ()))
     classes = f" Asked for in turn: {', '.join(named)}." if 1 < len(named) <= 10 else ""
     said = (
         f"Left: held-out real examples. Right: samples of the best trial of the largest model that kept its weights ({arm}, "
@@ -378,7 +384,13 @@ def _by_kind(f: Findings) -> list[tuple[Findings, str, str]]:
     for kind in kinds:
         mine = {a for a, k in f.kinds.items() if k == kind}
         own = {k: {a: v for a, v in getattr(f, k).items() if a in mine} for k in ("curves", "transfers", "points", "laws", "held")}
-        out.append((f._replace(trials=[r for r in f.trials if r["arm"] in mine], **own), f"_{parts.stem(kind)}", f"Objective {kind}. "))
+        out.append(
+            (
+                f._replace(trials=[r for r in f.trials if r["arm"] in mine], **own),
+                "_" + re.sub(r"[^\w.]+", "_", kind),
+                f"Objective {kind}. ",
+            )
+        )
     return out
 
 

@@ -55,6 +55,7 @@ DEFAULTS = {
 OPEN = ("model", "base", "objective", "data", "sample.options", "judge.options", "run.mesh", "run.rules")  # sections with keys of their own
 SECTIONS = ("model", "objective")  # what a sweep may set whole, so that arms are of different families
 METRICS = ("eval_loss", "eval_ema")
+NUMBERS = 2  # raised where the same config computes something else. 2: sine-cosine positions have the column first
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -217,10 +218,20 @@ def identity(config: dict, data_print: str) -> str:
     kept = {k: v for k, v in config.items() if k not in ("run", "sample", "judge")}
     kept["eval"] = {k: v for k, v in kept["eval"].items() if k != "metric"}
     own = [find.source_digest(f"lab.{_folder(p)}", config[p]["name"]) for p in ("model", "objective", "data")]
-    mixers = {k: v for k, v in config["model"].items() if isinstance(v, str) and "." in v and k != "name"}
-    own += [find.source_digest("lab.layers", v) for _, v in sorted(mixers.items())]
-    text = json.dumps([kept, data_print, own], sort_keys=True, default=list)
+    own += [find.source_digest("lab.layers", v) for k, v in sorted(config["model"].items()) if k != "name" and find.is_own(v)]
+    text = json.dumps([NUMBERS, kept, data_print, own], sort_keys=True, default=list)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def kinds(study: "Study") -> dict[str, dict]:
+    """{arm: config} of the trials of a study whose models or objectives differ in more than sizes: the first of each."""
+    found: dict[str, tuple[str, dict]] = {}
+    for t in study.trials.values():
+        rest = {k: v for k, v in t.config["model"].items() if type(v) is not int}
+        found.setdefault(json.dumps([rest, sorted(t.config["model"]), t.config["objective"]], default=list), (t.arm, t.config))
+    return {
+        f"{arm}, kind {i + 1}" if [a for a, _ in found.values()].count(arm) > 1 else arm: c for i, (arm, c) in enumerate(found.values())
+    }
 
 
 def shape_key(trial: Trial) -> str:
@@ -289,6 +300,14 @@ def versions() -> dict[str, str]:
     return found | {"git": git.stdout.strip() or "unknown"}
 
 
+def sampler_options(objective: Any, options: dict, what: str) -> None:
+    """UserError for an option that the objective's sampler does not take, or a value of another type or below one where it counts steps."""
+    find.check(objective.sample, options, what, ("model", "key", "cond", "shape"))
+    find.typed(objective.sample, options, what)
+    if options.get("steps", 1) < 1:
+        raise UserError(f"config key {what}.steps={options['steps']} must be at least 1")
+
+
 class Study:
     """An experiment, its data, its trials and their packing; `folder` is where it lives once it runs."""
 
@@ -307,7 +326,7 @@ class Study:
         self.packs = self._packs()
         programs = [populations.build(p[0].config, self.train.dims) for p in self.packs.values()]
         for p in programs:
-            find.check(p.objective.sample, self.config["sample"]["options"], "sample.options", ("model", "key", "cond", "shape"))
+            sampler_options(p.objective, self.config["sample"]["options"], "sample.options")
         check_ladder([(p.model, p.dims) for p in programs])
 
     def _check_same(self) -> None:
@@ -316,6 +335,7 @@ class Study:
         mine |= {"name": self.experiment.name, "data": self.print}
         theirs |= {"name": self.known["name"], "data": self.known["data"]["fingerprint"]}
         free = {*self.experiment.swept, *self.known["swept"]}
+        same_numbers(self.folder, self.known)
         for key in sorted(mine.keys() | theirs.keys(), key=lambda k: (k != "name", k)):
             if key not in free and not key.startswith(("run.", "sample.", "judge.")) and mine.get(key) != theirs.get(key):
                 raise UserError(
@@ -367,8 +387,9 @@ class Study:
             **{"schema": record.SCHEMA, "name": e.name, "question": e.question, "experiment": e.text},
             **{
                 "config": self.config,
-                "swept": e.swept,
-                "sections": e.sections,
+                "swept": sorted({*e.swept, *self.known.get("swept", ())}),
+                "sections": sorted({*e.sections, *self.known.get("sections", ())}),
+                "numbers": NUMBERS,
                 "trials": trials,
                 "populations": pops,
                 "versions": versions(),
@@ -423,7 +444,7 @@ class Study:
                     self._card(folder / name, pop)
                     populations.run(folder / name, name, pop, source, pop.judging(judges, self.held), progress, interrupt)
                     del pop
-                self._samples(folder, work, progress)
+                self._samples(folder, progress)
         return folder
 
     def _card(self, folder: Path, pop: Population) -> None:
@@ -439,13 +460,11 @@ class Study:
         }
         record.write_json(folder / "card.json", card)
 
-    def _samples(self, folder: Path, work: dict[str, float], progress: Progress) -> None:
+    def _samples(self, folder: Path, progress: Progress) -> None:
         """Samples of the best trial of the largest population, beside real examples."""
-        if not any(_kept(folder / n) for n in work):
-            return  # every trial diverged
-        name = max(work, key=lambda n: work[n] / len(self.packs[n]))
-        if (folder / name / "samples.npz").exists() or not self.config["sample"]["n"]:
-            return
+        _, name = _largest(folder, record.read_study(folder))
+        if name is None or (folder / name / "samples.npz").exists() or not self.config["sample"]["n"]:
+            return  # every trial diverged, or it is done
         progress.stage(name, "sampling")
         shown = self.config["sample"]
         try:
@@ -472,6 +491,15 @@ def _traced_keys() -> set[str]:
     return {f"optim.{k}" for k in TRACED} | {"seed", "parametrization.name", "parametrization.alpha", "arm"}
 
 
+def same_numbers(folder: Path, about: dict) -> None:
+    """UserError for a study of an older lab, in which its configs computed something else; its records stay readable."""
+    if about.get("numbers", 1) != NUMBERS:
+        raise UserError(
+            f"study {str(folder)!r} was trained by an older lab, in which models placed their positions otherwise; its report and status "
+            "can be had, but its weights mean another model here; train it anew in another --workdir"
+        )
+
+
 class Decoded:
     """A source whose arrays are in memory, decoded once for all populations of a study."""
 
@@ -492,6 +520,12 @@ class Decoded:
         return fetch(self._source, rows)
 
 
+def _largest(folder: Path, about: dict) -> tuple[list[str], str | None]:
+    """The finished populations that kept weights, and the one with most parameters."""
+    kept_in = [n for n in about["populations"] if record.finished(folder / n) and _kept(folder / n)]
+    return kept_in, max(kept_in, key=lambda n: record.read_json(folder / n / "card.json")["parameters"], default=None)
+
+
 class Restored(NamedTuple):
     """Averaged weights that a population kept, their program and config, and {population, trial, arm}."""
 
@@ -504,10 +538,10 @@ class Restored(NamedTuple):
 def restored(folder: Path, trial: str = "") -> Restored:
     """The best trial of the largest finished population of a study, or `trial`, whose best of each arm are kept."""
     about = record.read_study(folder)
-    kept_in = [n for n in about["populations"] if record.finished(folder / n) and _kept(folder / n)]
-    if not kept_in:
+    same_numbers(folder, about)
+    kept_in, name = _largest(folder, about)
+    if name is None:
         raise UserError(f"study {str(folder)!r} has no finished population to sample from; `lab status {folder}` tells what is missing")
-    name = max(kept_in, key=lambda n: record.read_json(folder / n / "card.json")["parameters"])
     if trial:
         if trial not in about["trials"]:
             raise unknown("trial", trial, about["trials"])
@@ -559,19 +593,16 @@ def sources(folder: Path, data_dir: str = "") -> tuple[Any, Any]:
 def prompts(source: Any, n: int) -> dict[str, list]:
     """Conditions to draw `n` samples by: classes in turn, each with the text of held-out examples of its own; and their names.
 
-    A class of which few examples show none has no turn.
+    A class that none of some hundred examples shows has no turn.
     """
-    classes = source.info["classes"]
-    wanted = {k: n // classes + (k < n % classes) for k in range(min(n, classes))}
-    found: dict[int, list[dict]] = {k: [] for k in wanted}
-    for i in np.random.default_rng(1).permutation(len(source))[: 32 * max(n, classes)]:
+    first = range(min(n, source.info["classes"]))
+    found: dict[int, list[dict]] = {}
+    for i in np.random.default_rng(1).permutation(len(source))[: max(512, 8 * n)]:
         item = source[int(i)]
-        label = int(item["label"])
-        if label in wanted and len(found[label]) < wanted[label]:
-            found[label].append(item)
-        if all(len(found[k]) == wanted[k] for k in wanted):
+        found.setdefault(int(item["label"]), []).append(item)
+        if all(len(found.get(k, ())) >= -(-n // len(first)) for k in first):
             break
-    at = [k for k in found if found[k]]
+    at = sorted(found)[:n]
     turn = [found[k][j % len(found[k])] for i in range(n) for k, j in [(at[i % len(at)], i // len(at))]]
     names = [x.get("caption") or source.info["class_names"][int(x["label"])] for x in turn]
     return {"label": [int(x["label"]) for x in turn], "text": [np.asarray(x["text"]).tolist() for x in turn], "names": names}
@@ -593,8 +624,10 @@ def asked(info: dict, n: int) -> tuple[dict[str, np.ndarray], list[str]]:
     return {"label": labels}, [info["class_names"][i] for i in labels]
 
 
-def prompted(source: Any, texts: list[str], n: int) -> tuple[dict[str, np.ndarray], list[str]]:
-    """`asked` of captions in turn, with no label beside them; UserError where the source has no tokens for a text."""
+def prompted(found: Restored, source: Any, texts: list[str], n: int) -> tuple[dict[str, np.ndarray], list[str]]:
+    """`asked` of captions in turn, with no label beside them; UserError where the model reads none or the source has no tokens for one."""
+    if "text" not in (takes := found.program.model.takes):
+        raise UserError(f"--prompt: model {found.config['model']['name']!r} of this study reads no text; it takes {', '.join(takes)}")
     if not hasattr(source, "encode"):
         raise UserError(f"--prompt: the source {source.info['origin']!r} makes no tokens of a text")
     names = [texts[i % len(texts)] for i in range(n)]

@@ -180,7 +180,14 @@ def _write(to: Path, trial: str, config: dict, dims: dict, program: Program, arr
         to / "study.json",
         {
             **{"schema": record.SCHEMA, "name": to.name, "question": f"{origin}: what do they draw?", "experiment": ""},
-            **{"config": config, "swept": [], "trials": trials, "populations": {name: {"trials": [trial], "chunk": 1}}},
+            **{
+                "config": config,
+                "swept": [],
+                "sections": [],
+                "numbers": study.NUMBERS,
+                "trials": trials,
+                "populations": {name: {"trials": [trial], "chunk": 1}},
+            },
             **{"versions": study.versions(), "data": {**data, "origin": origin, "fingerprint": trial, "examples": 0, "eval_examples": 0}},
         },
     )

@@ -56,7 +56,9 @@ class Format:
     def theirs(config: dict) -> dict:
         """Their config.json of our model and data; UserError for an option that they have not."""
         m, d = config["model"], config["data"]
-        expect(m, {"qk_norm": False, "mlp_ratio": 4, "frequencies": 256}, "config section model,")
+        expect(
+            m, {"qk_norm": False, "mlp_ratio": 4, "frequencies": 256, "mixer": "attention", "channel_mixer": "mlp"}, "config section model,"
+        )
         if not math.isclose(m["period"], PERIOD, rel_tol=1e-6):
             raise UserError(
                 f"config key model.period={m['period']} has no counterpart in DiTTransformer2DModel, whose times have {PERIOD!r}; "

@@ -13,6 +13,7 @@ THEIRS = {
     **{"activation_fn": "gelu-approximate", "attention_bias": True, "norm_elementwise_affine": False},
     **{"norm_type": "ada_norm_single", "upcast_attention": False, "attention_type": "default"},
 }
+OBJECTIVE = {"name": "diffusion", "schedule": "linear", "prediction": "eps", "label_drop": 0.1}
 OURS = {"qk_norm": False, "mlp_ratio": 4, "kv_compress": 1, "null_caption": False}
 BLOCK = "transformer_blocks.{i}."
 TIME = "adaln_single.emb.timestep_embedder."
@@ -28,7 +29,7 @@ class Format:
 
     @staticmethod
     def config(theirs: dict) -> dict:
-        """Our model, base, objective and sizes of the data from their config.json; the objective is not told by it."""
+        """Our model, base, objective and sizes of the data from their config.json; the objective, which it does not tell, is the paper's."""
         heads, head_dim, channels, side = (theirs[k] for k in ("num_attention_heads", "attention_head_dim", "in_channels", "sample_size"))
         width, out = heads * head_dim, theirs.get("out_channels") or channels
         sized = theirs.get("use_additional_conditions")
@@ -43,7 +44,7 @@ class Format:
                 "interpolation": float(theirs.get("interpolation_scale") or max(side // 64, 1)),
             },
             "base": {"width": width},
-            "objective": {"name": "flow", "time": "uniform", "label_drop": 0.1},
+            "objective": {**OBJECTIVE, "learned_variance": out == 2 * channels},
             "data": {"image": side, "channels": channels, "features": theirs["caption_channels"], "length": LENGTH},
         }
 

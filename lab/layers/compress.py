@@ -13,7 +13,7 @@ from lab.layers.embed import project
 from lab.layers.modulation import layer_norm
 
 
-class Mixer(attention.Mixer):
+class Attention(attention.Mixer):
     """Multi-head self-attention over a square grid of tokens, [B, T, embed] -> [B, T, embed], to T / kv_compress^2 keys and values.
 
     A depth-wise convolution with stride and size `kv_compress`, at first the average, and a LayerNorm reduce keys and values alike.

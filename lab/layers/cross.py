@@ -8,7 +8,7 @@ from lab.layers.attention import attend, rms_norm
 from lab.layers.embed import project
 
 
-class Mixer(nnx.Module):
+class Attention(nnx.Module):
     """Multi-head attention of tokens [B, T, embed] to words [B, S, embed] -> [B, T, embed].
 
     `seen` [B, S] is True for the words that may be read. `qk_norm` is as in self-attention; `init` is that of the last weight: 0

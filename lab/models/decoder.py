@@ -78,6 +78,7 @@ class Model(nnx.Module):
         self.groups, self.head_dim = dims["kv_heads"], dims["head_dim"]
         self.label = LabelEmbed(dims) if "labels" in dims else None
         self.text = text.Encoder(dims) if self.label is None else None
+        self.takes = ("tokens", "label" if self.text is None else "text")
         self.prefix = dims["length"] if self.label is None else 1
         self.table = weight("vocabulary | -> embed", dims)
         self.blocks = stack(Block(dims, qk_norm), self.layers, dims)
@@ -92,7 +93,7 @@ class Model(nnx.Module):
     def __call__(self, inputs: dict[str, jax.Array], cache: dict[str, jax.Array] | None = None) -> Any:
         if cache is not None:
             return self._next(inputs, cache)
-        need("decoder", ("tokens", self._given()), inputs)
+        need("decoder", self.takes, inputs)
         tokens = inputs["tokens"].reshape(len(inputs["tokens"]), -1)
         if tokens.shape[1] != self.tokens:
             raise UserError(f"model 'decoder' is of {self.tokens} tokens; given: {tokens.shape[1]}")
@@ -106,16 +107,13 @@ class Model(nnx.Module):
         if "tokens" in inputs:
             x = self.table.get_value()[inputs["tokens"]]
         else:
-            need("decoder", (self._given(),), inputs)
+            need("decoder", self.takes[1:], inputs)
             x = self._conditions(inputs)
         n, position = x.shape[1], cache["position"]
         angles = jax.lax.dynamic_slice_in_dim(jnp.asarray(self._angles()), position, n)
         rows = self.blocks, (cache["keys"], cache["values"])
         x, (keys, values) = collect(rows, x, lambda row, x: row[0](x, angles, row[1], position), self.layers)
         return self._logits(x[:, -1:]), {"position": position + n, "keys": keys, "values": values}
-
-    def _given(self) -> str:
-        return "text" if self.label is None else "label"
 
     def _conditions(self, inputs: dict[str, jax.Array]) -> jax.Array:
         return self.text(inputs["text"]) if self.label is None else self.label(inputs["label"])[:, None]

@@ -38,8 +38,8 @@ class Block(nnx.Module):
 
     def __init__(self, dims: Dims, qk_norm: bool, zero_gates: bool, compressed: bool):
         self.table = weight("6 | -> embed", dims, init=0.0 if zero_gates else TABLE)
-        self.attention = (compress if compressed else attention).Mixer(dims, qk_norm)
-        self.cross = cross.Mixer(dims, qk_norm, init=0.0 if zero_gates else 1.0)
+        self.attention = compress.Attention(dims, qk_norm) if compressed else attention.Mixer(dims, qk_norm)
+        self.cross = cross.Attention(dims, qk_norm, init=0.0 if zero_gates else 1.0)
         self.mlp = mlp.Mixer(dims)
 
     def __call__(self, x: jax.Array, time: list[jax.Array], words: jax.Array, seen: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lab import find
-from lab.errors import unknown
+from lab.errors import UserError, unknown
 from lab.objectives import conditions, times
 
 METHODS = ("euler", "heun", "midpoint")
@@ -53,7 +53,10 @@ class Objective:
         """Times [B], and predicted less true velocity, of the shape of the images."""
         given = self.inputs(key, batch)
         target = given.pop("target")
-        return given["t"], model(given).astype(jnp.float32) - target
+        out = model(given).astype(jnp.float32)
+        if out.shape != target.shape:
+            raise UserError(f"objective flow got an output of shape {out.shape} for {target.shape}; expected the shape of its input")
+        return given["t"], out - target
 
     def loss(self, model: Callable, key: jax.Array, batch: dict) -> jax.Array:
         """Mean squared velocity error of each example, [B]."""

@@ -146,7 +146,7 @@ def test_padding_among_words_is_not_read():
     assert not read[0, 3:].any()
     assert read[0, :3].any()
     assert read[2].any()
-    c = drawn(cross.Mixer(sized(), True))
+    c = drawn(cross.Attention(sized(), True))
     x, words, seen = jnp.ones((1, 4, 32)) * jnp.arange(32), jnp.sin(jnp.arange(160.0)).reshape(1, 5, 32), jnp.arange(5)[None] < 3
     np.testing.assert_allclose(run(c, x, words, seen), run(c, x, words[:, :3], seen[:, :3]), rtol=1e-4, atol=1e-5)
 
@@ -161,12 +161,12 @@ def test_a_hidden_caption_is_the_null_caption_and_no_other_has_part_of_it():
 
 def test_keys_are_at_first_averages_over_squares_and_then_any_depth_wise_convolution():
     reduce = jit(lambda mixer, y: mixer.reduce(y))
-    mixer = drawn(compress.Mixer(sized(kv_compress=2)), more=0)
+    mixer = drawn(compress.Attention(sized(kv_compress=2)), more=0)
     y = jnp.asarray(np.random.default_rng(0).normal(size=(2, 36, 2, 16)), jnp.float32)
     image = y.reshape(2, 3, 2, 3, 2, 32)  # six rows of six tokens
     want = layer_norm(image.mean((2, 4)).reshape(2, 9, 32))
     np.testing.assert_allclose(reduce(mixer, y).reshape(2, 9, 32), want, atol=1e-5)
-    mixer = drawn(compress.Mixer(sized(kv_compress=2)))
+    mixer = drawn(compress.Attention(sized(kv_compress=2)))
     kinds = dict(dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=32)
     kernel = mixer.taps.get_value().reshape(2, 2, 1, 32)
     conv = jax.lax.conv_general_dilated(y.reshape(2, 6, 6, 32), kernel, (2, 2), "VALID", **kinds).reshape(2, 9, 32)
@@ -175,7 +175,7 @@ def test_keys_are_at_first_averages_over_squares_and_then_any_depth_wise_convolu
 
 
 def test_compressed_attention_sees_all_tokens_and_costs_less():
-    mixer = drawn(compress.Mixer(sized(kv_compress=2), True))
+    mixer = drawn(compress.Attention(sized(kv_compress=2), True))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 32)), jnp.float32)
     slope = jit(jax.grad(lambda x: mixer(x)[0, 3].sum()))(x)
     assert np.all(np.abs(slope[0]).max(-1) > 1e-5)
