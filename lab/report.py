@@ -128,13 +128,15 @@ def find(folder: Path) -> Findings:
 
 
 def _kinds(study: dict, trials: list[dict]) -> dict[str, str]:
-    own = study["config"].get("objective", {}).get("name", "")
-
-    def kind(point: dict) -> str:
-        more = (f"{_leaf(k)} {v}" for k, v in sorted(point.items()) if k.startswith("objective.") and k != "objective.name")
-        return ", ".join([parts.stem(point.get("objective.name", own)), *more])
-
-    return {r["arm"]: kind(study["trials"][r["trial"]]["point"]) for r in trials}
+    """Arm -> name of its objective, and what the sweep sets of it where arms of that name differ in it."""
+    own, names, full = study["config"].get("objective", {}).get("name", ""), {}, {}
+    for r in trials:
+        point = study["trials"][r["trial"]]["point"]
+        more = [f"{_leaf(k)} {v}" for k, v in sorted(point.items()) if k.startswith("objective.") and k != "objective.name"]
+        names[r["arm"]] = parts.stem(point.get("objective.name", own))
+        full[r["arm"]] = ", ".join([names[r["arm"]], *more])
+    alike = {n: len({full[a] for a in names if names[a] == n}) == 1 for n in names.values()}
+    return {a: n if alike[n] else full[a] for a, n in names.items()}
 
 
 def floor(study: dict) -> tuple[float, float] | None:
@@ -144,7 +146,7 @@ def floor(study: dict) -> tuple[float, float] | None:
     tokens gives its entropy where labels are told.
     """
     best, objective = study["data"].get("best_loss"), study["config"].get("objective", {})
-    if any(k.startswith("objective.") for k in study["swept"]):
+    if any(k.startswith("objective.") for k in study.get("swept", ())):
         return None
     if isinstance(best, float):
         entropies = ({"name": "next_token"}, {"name": "unmask", "weighting": "elbo"})  # losses whose least is the entropy

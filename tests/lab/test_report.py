@@ -307,3 +307,16 @@ def test_what_judges_say_of_the_best_trials_is_shown(tmp_path, quick):
     said = f"oracle of mup at width 256: {share:.3f} (90% interval {share - 0.05:.3f} to {share + 0.05:.3f}); chance 0.100."
     assert said in report.headline(folder)
     assert "oracle, best trial of each size" in (folder / "report.html").read_text()
+
+
+def test_arms_whose_objectives_differ_in_more_than_their_name_are_kinds_of_their_own():
+    def kinds(*points):
+        trials = {str(i): {"point": p} for i, p in enumerate(points)}
+        return report._kinds(
+            {"config": {"objective": {"name": "flow"}}, "trials": trials}, [{"trial": i, "arm": f"arm{i}"} for i in trials]
+        )
+
+    flow, eps, v = {"optim.lr": 1.0}, *({"objective.name": "diffusion", "objective.prediction": p} for p in ("eps", "v"))
+    assert kinds(flow, flow | {"seed": 1}) == {"arm0": "flow", "arm1": "flow"}
+    assert kinds(flow, eps) == {"arm0": "flow", "arm1": "diffusion"}
+    assert kinds(eps, v) == {"arm0": "diffusion, prediction eps", "arm1": "diffusion, prediction v"}
