@@ -65,8 +65,19 @@ def test_a_study_of_every_kind_runs_is_sampled_and_judged(family, tmp_path, monk
         for prompt, said in (("a red circel", "(nearest: 'circle')"), ("a red circle at the top left", "at most 3")):
             assert cli.main(["sample", "runs/kind", "--prompt", prompt]) == 2
             assert said in capsys.readouterr().err.splitlines()[-1]
-    assert cli.main(["sample", "runs/kind", "--option", "gudance=2"]) == 2
-    assert "(nearest: 'guidance')" in capsys.readouterr().err
+    else:
+        assert cli.main(["sample", "runs/kind", "--prompt", "a red circle"]) == 2
+        assert "reads no text" in capsys.readouterr().err
+    for option, said in (("gudance=2", "(nearest: 'guidance')"), ("guidance=much", "must be of type float")):
+        assert cli.main(["sample", "runs/kind", "--option", option]) == 2
+        assert said in capsys.readouterr().err.splitlines()[-1]
+    if family == "masked":
+        assert cli.main(["sample", "runs/kind", "--option", "steps=0"]) == 2
+        assert "sample.options.steps=0" in capsys.readouterr().err
+        (tmp_path / "runs" / "kind" / "study.json").write_text(json.dumps(study | {"numbers": 1}))
+        assert cli.main(["sample", "runs/kind"]) == cli.main(["run", "kind.py"]) == 2
+        assert capsys.readouterr().err.count("was trained by an older lab") == 2
+        assert cli.main(["report", "runs/kind"]) == 0
 
 
 TWO = '''"""Do two families run side by side?"""
