@@ -15,8 +15,8 @@ def axes(words: int, length: int, features: int, text_depth: int) -> dict[str, i
     """Sizes of the axes of text; UserError where the data has neither tokens (words, length) nor features (features, length)."""
     if not length or not (words or features):
         raise UserError(
-            "config key data: this model reads text, and the source gives none; ask shapes for data.extras=('text',), wrap a source "
-            "with captions in data.name='text', or encode features"
+            "config key data: this model reads text, and the source gives none; ask shapes for data.extras=('text',), or wrap a source "
+            "with captions in data.name='text'"
         )
     return {"length": length, **({"text_features": features} if features else {"words": words, "text_layers": text_depth})}
 
