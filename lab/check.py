@@ -19,7 +19,7 @@ from lab.files import write_json
 from lab.models import shared
 from lab.optim import Hyper
 from lab.parametrization import Table
-from lab.population import build, turns
+from lab.population import build, hyper, stacked, turns
 from lab.probe import probe
 from lab.study import Study, held_out, kinds, load, versions
 from lab.train import Program, over_trials
@@ -49,30 +49,23 @@ class Setting(NamedTuple):
     lr: float = 2.0**-9  # far below the best one, where a step is linear: at 2^-7 slopes of up to 0.5 are effects of small widths
 
 
-def _hyper(program: Program, config: dict, table: Table, seed: int, lr: float) -> Hyper:
-    o = config["optim"]
-    numbers = [lr, *(o[k] for k in ("weight_decay", "b1", "b2", "eps")), o["clip"] or float("inf"), o["ema"]]
-    scales = jax.tree.map(jnp.float32, axes.scales(program.model, table))
-    return Hyper(*map(jnp.float32, numbers), jnp.int32(seed), jnp.int32(0), scales)
-
-
 def changes(program: Program, config: dict, batches: dict, rules: dict[str, Table], setting: Setting) -> dict[str, np.ndarray]:
     """{weight: rms of (W_t - W_0) x_t, [rule, seed, layer]} after the steps; `batches` [steps, batch, ...] are the same for all.
 
     Rules are data, so that one program has them all.
     """
-    rows = [_hyper(program, config, table, seed, setting.lr) for table in rules.values() for seed in range(setting.seeds)]
+    mine = {**config, "optim": {**config["optim"], "lr": setting.lr}}
+    rows = [hyper(program, {**mine, "seed": seed}, table) for table in rules.values() for seed in range(setting.seeds)]
 
-    def run(hyper: Hyper) -> dict:
-        state = program.init(hyper)
-        end, _ = jax.lax.scan(lambda s, batch: (program.step(s, hyper, batch)[0], None), state, batches)
+    def run(trial: Hyper) -> dict:
+        state = program.init(trial)
+        end, _ = jax.lax.scan(lambda s, batch: (program.step(s, trial, batch)[0], None), state, batches)
         key, last = jax.random.key(7), jax.tree.map(lambda x: x[-1], batches)
         return probe(lambda p: jnp.mean(program.loss(p, key, last)), end.params, state.params)[1]
 
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *rows)
     # a program that runs for seconds: compiled in half the time, run in twice
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    found = jax.jit(over_trials(run, (0,), turns(len(rows))), compiler_options=options)(stacked)
+    found = jax.jit(over_trials(run, (0,), turns(len(rows))), compiler_options=options)(stacked(rows))
     return {name: np.asarray(own).reshape(len(rules), setting.seeds, -1) for name, (_, own) in found.items()}
 
 
@@ -125,9 +118,10 @@ def matrix(files: list[Path], overrides: list[str], setting: Setting, out: str, 
             study = Study(load(str(file), [*overrides, *(f"--config.model.{k}={v}" for k, v in more.items())]))
             name = " ".join([file.stem, *(f"{k}={v}" for k, v in more.items())])
             said(name)
+            models = {arm: config["model"] for arm, config in kinds(study).items()}
             for arm, found in check(study, setting, said).items():
                 said(text(found))
-                row = {"experiment": name, "arm": arm, "model": study.config["model"]}
+                row = {"experiment": name, "arm": arm, "model": models[arm]}
                 rows.append(row | {"slopes": {r: {n: list(s) for n, s in f.items()} for r, f in found.items()}})
                 failed += [name] * any(s.drifts() for s in found["mup"].values())
     device = jax.devices()[0].device_kind

@@ -89,22 +89,22 @@ def _dims(model: Any, part: dict, base: dict, given: dict[str, dict[str, int]]) 
     return Dims.of(model.axes, {k: knobs[k] for k in needed if k in knobs}, base)
 
 
+def hyper(program: Program, config: dict, table: parametrization.Table, slot: int = 0) -> Hyper:
+    """The traced hyperparameters of one config as plain numbers; `slot` is which seed's batch it reads."""
+    o = config["optim"]
+    numbers = [*(o[k] for k in ("lr", "weight_decay", "b1", "b2", "eps")), o["clip"] or INFINITE, o["ema"]]
+    return Hyper(*map(float, numbers), config["seed"], slot, axes.scales(program.model, table))
+
+
+def stacked(rows: list[Hyper]) -> Hyper:
+    """Hyperparameters of several trials along a leading axis of trials, on the device."""
+    return jax.tree.map(lambda *xs: jnp.asarray(np.array(xs, np.int32 if isinstance(xs[0], int) else np.float32)), *rows)
+
+
 def hypers(program: Program, trials: list[Trial], seeds: list[int]) -> Hyper:
     """The traced hyperparameters of trials, stacked along a leading axis of trials."""
-    rows = []
-    for t in trials:
-        o, p = t.config["optim"], t.config["parametrization"]
-        table = parametrization.table(p["name"], p["alpha"])
-        scales = axes.scales(program.model, table)
-        numbers = [o[k] for k in ("lr", "weight_decay", "b1", "b2", "eps")]
-        rows.append(Hyper(*numbers, o["clip"] or INFINITE, o["ema"], t.config["seed"], seeds.index(t.config["seed"]), scales))
-
-    def stacked(*xs):
-        return jnp.asarray(np.array(xs, np.int32 if isinstance(xs[0], int) else np.float32))
-
-    ints = {"seed", "slot"}
-    cast = [r._replace(**{k: float(v) for k, v in r._asdict().items() if k not in ints and k != "scales"}) for r in rows]
-    return jax.tree.map(stacked, *cast)
+    tables = [parametrization.table(t.config["parametrization"]["name"], t.config["parametrization"]["alpha"]) for t in trials]
+    return stacked([hyper(program, t.config, table, seeds.index(t.config["seed"])) for t, table in zip(trials, tables, strict=True)])
 
 
 def state_names(state: State) -> Any:

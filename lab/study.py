@@ -401,7 +401,9 @@ class Study:
         """What samples are drawn with where the data is not at hand: the shape of every array of an example, and the prompts."""
         item, n = self.held[0], self.config["sample"]["n"]
         told = {"shapes": {k: list(np.shape(v)) for k, v in item.items() if not isinstance(v, str)}}
-        return told | ({"prompts": prompts(self.held, n)} if n and "text" in item else {})
+        before = self.known.get("data", {}).get("prompts", {"names": ()})  # of the same data
+        again = before if len(before["names"]) == n else None
+        return told | ({"prompts": again or prompts(self.held, n)} if n and "text" in item else {})
 
     def example(self) -> dict[str, np.ndarray]:
         """One small batch [2, ...], for tracing."""
@@ -462,15 +464,16 @@ class Study:
 
     def _samples(self, folder: Path, progress: Progress) -> None:
         """Samples of the best trial of the largest population, beside real examples."""
-        _, name = _largest(folder, record.read_study(folder))
+        told = record.read_study(folder)
+        _, name = _largest(folder, told)
         if name is None or (folder / name / "samples.npz").exists() or not self.config["sample"]["n"]:
             return  # every trial diverged, or it is done
         progress.stage(name, "sampling")
         shown = self.config["sample"]
         try:
-            found, info = restored(folder), record.read_study(folder)["data"]
-            cond, names = asked(info, shown["n"])
-            images, about = sample(found, info, cond, shown["options"]), {**found.about, "names": names, **shown["options"]}
+            found = restored(folder)
+            cond, names = asked(told["data"], shown["n"])
+            images, about = sample(found, told["data"], cond, shown["options"]), {**found.about, "names": names, **shown["options"]}
         except UserError as e:  # what is trained is told all the same
             progress.finish(name, f"no samples: {e}")
             return
@@ -617,9 +620,8 @@ def asked(info: dict, n: int) -> tuple[dict[str, np.ndarray], list[str]]:
     """Conditions [n, ...] to sample by, and a name for each: a study's prompts in turn, or its classes."""
     if "prompts" in info:
         turn = {k: [v[i % len(v)] for i in range(n)] for k, v in info["prompts"].items()}
-        return {k: np.array(v, np.float32 if np.asarray(v).dtype.kind == "f" else np.int32) for k, v in turn.items() if k != "names"}, turn[
-            "names"
-        ]
+        names = turn.pop("names")
+        return {k: np.array(v, np.float32 if np.asarray(v).dtype.kind == "f" else np.int32) for k, v in turn.items()}, names
     labels = np.arange(n, dtype=np.int32) % info["classes"]
     return {"label": labels}, [info["class_names"][i] for i in labels]
 

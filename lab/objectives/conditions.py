@@ -37,8 +37,8 @@ def count(given: dict[str, jax.Array]) -> int:
 def guided(model: Callable, cond: dict[str, jax.Array], guidance: float) -> Callable:
     """inputs -> float32 output under the conditions, moved away from that without them: without + guidance (with - without).
 
-    With `guidance` 1 the model is asked once. `f(inputs, scale)` takes another guidance at a call, traced or not; conditions that
-    are all there is to be hidden are asked for in one batch of twice the size, which is faster than two calls.
+    With `guidance` 1 the model is asked once, else for both in one batch of twice the size, which is faster than two calls.
+    `f(inputs, scale)` takes another guidance at a call, traced or not.
     """
     given = known(cond)
 
