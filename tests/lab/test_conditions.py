@@ -11,6 +11,8 @@ BATCH = {"image": jnp.ones((64, 2, 2, 1)), "label": jnp.arange(64), "text": jnp.
 
 
 def test_one_draw_hides_all_conditions_of_an_example():
+    few = conditions.drop(jax.random.key(0), BATCH, 0.2)
+    assert 4 <= np.sum(few["label"] == -1) <= 24
     out = conditions.drop(jax.random.key(0), BATCH, 0.5)
     assert set(out) == {"label", "text"}
     gone = np.asarray(out["label"] == -1)
