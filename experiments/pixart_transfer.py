@@ -13,7 +13,7 @@ def get_config():
     c.base = dict(width=32)
     c.objective = dict(name="flow", time="logit_normal", label_drop=0.1)
     c.data = dict(name="shapes", size=16, grid=1, extras=("text",), density="medium", examples=65536)
-    c.optim = dict(schedule="cosine", warmup=25, ema=0.95)
+    c.optim = dict(schedule="cosine", warmup=25, ema=0.95, clip=1.0)
     c.train = dict(steps=150, batch=32, log_every=5)
     c.eval = dict(examples=512, batch=128, every=150)
     c.sample = dict(n=36, options=dict(steps=25, guidance=2.0, method="heun"))
@@ -21,7 +21,7 @@ def get_config():
 
 
 def sweep():
+    trials = [("standard", 0, k) for k in range(-9, -2)] + [("mup", seed, k) for seed in range(3) for k in range(-8, -2)]
     for width in (32, 64, 128, 256):  # one compile each
-        for rule, exponents in (("standard", range(-10, -3)), ("mup", range(-8, -1))):
-            for k in exponents:
-                yield {"model.width": width, "parametrization.name": rule, "optim.lr": 2.0**k}
+        for rule, seed, k in trials:
+            yield {"model.width": width, "parametrization.name": rule, "optim.lr": 2.0**k, "seed": seed}

@@ -21,7 +21,7 @@ def get_config():
 
 
 def sweep():
+    trials = [("standard", 0, k) for k in range(-9, -2)] + [("mup", seed, k) for seed in range(3) for k in range(-8, -2)]
     for width in (32, 64, 128, 256):  # one compile each
-        for rule, exponents in (("standard", range(-10, -3)), ("mup", range(-8, -1))):
-            for k in exponents:
-                yield {"model.width": width, "parametrization.name": rule, "optim.lr": 2.0**k}
+        for rule, seed, k in trials:
+            yield {"model.width": width, "parametrization.name": rule, "optim.lr": 2.0**k, "seed": seed}

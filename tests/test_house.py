@@ -174,6 +174,26 @@ def test_an_experiment_is_short_data_with_a_question_that_builds(path):
         assert loss.shape == (2,)
 
 
+def test_families_train_on_the_flops_that_their_rung_has():
+    """The experiment's table of FLOPs an example is the traced program's, so that its rungs cost what they say."""
+    from lab.population import flops_per_example
+
+    file = ROOT / "experiments" / "families.py"
+    rungs = next(
+        ast.literal_eval(n.value) for n in ast.parse(file.read_text()).body if isinstance(n, ast.Assign) and n.targets[0].id == "RUNGS"
+    )
+    smallest, seen = min(rungs), set()
+    for config in corners(load(str(file))):
+        if config["model"]["width"] == smallest:
+            program, batch = build(config)
+            shapes = {k: jax.ShapeDtypeStruct((1, *v.shape), v.dtype) for k, v in batch.items()}
+            each = flops_per_example(program, shapes)
+            spent = each * config["train"]["batch"] * config["train"]["steps"]
+            assert spent == pytest.approx(rungs[smallest], rel=0.01), config["model"]["name"]
+            seen.add(config["model"]["name"])
+    assert len(seen) == 6
+
+
 def corners(experiment):
     """The config at one point of every size and part that the sweep visits; what is traced makes no other program."""
     from lab.study import expand, shape_key
