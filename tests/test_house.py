@@ -180,7 +180,9 @@ def test_families_train_on_the_flops_that_their_rung_has():
 
     file = ROOT / "experiments" / "families.py"
     rungs = next(
-        ast.literal_eval(n.value) for n in ast.parse(file.read_text()).body if isinstance(n, ast.Assign) and n.targets[0].id == "RUNGS"
+        ast.literal_eval(n.value)
+        for n in ast.parse(file.read_text()).body
+        if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "RUNGS"
     )
     smallest, seen = min(rungs), set()
     for config in corners(load(str(file))):
