@@ -9,11 +9,11 @@ from ml_collections import ConfigDict
 
 def get_config():
     c = ConfigDict()
-    c.model = dict(name="pixart", width=32, depth=2, head_dim=16, mlp_ratio=2, patch=4, text_depth=1, qk_norm=False, zero_gates=True)
+    c.model = dict(name="pixart", width=32, depth=2, head_dim=16, mlp_ratio=2, patch=4, text_depth=1, qk_norm=True, zero_gates=True)
     c.base = dict(width=32)
     c.objective = dict(name="flow", time="logit_normal", label_drop=0.1)
     c.data = dict(name="shapes", size=16, grid=1, extras=("text",), density="medium", examples=65536)
-    c.optim = dict(schedule="cosine", warmup=25, ema=0.95, clip=1.0)
+    c.optim = dict(schedule="cosine", warmup=25, ema=0.95)
     c.train = dict(steps=150, batch=32, log_every=5)
     c.eval = dict(examples=512, batch=128, every=150)
     c.sample = dict(n=36, options=dict(steps=25, guidance=2.0, method="heun"))

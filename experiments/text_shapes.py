@@ -9,9 +9,9 @@ from ml_collections import ConfigDict
 SIZE = dict(width=96, head_dim=16, mlp_ratio=2, qk_norm=True, text_depth=1)
 FLOW = dict(name="flow", time="logit_normal", label_drop=0.1)
 ARMS = {  # model, objective, steps
-    "pixart": (dict(name="pixart", depth=2, patch=4, zero_gates=True, **SIZE), FLOW, 5000),
-    "decoder": (dict(name="decoder", depth=3, rope="grid", **SIZE), dict(name="next_token", label_drop=0.1), 1800),
-    "masked": (dict(name="masked", depth=3, **SIZE), dict(name="unmask", schedule="cosine", weighting="plain", label_drop=0.1), 1800),
+    "pixart": (dict(name="pixart", depth=2, patch=4, zero_gates=True, **SIZE), FLOW, 4000),
+    "decoder": (dict(name="decoder", depth=3, rope="grid", **SIZE), dict(name="next_token", label_drop=0.1), 1000),
+    "masked": (dict(name="masked", depth=3, **SIZE), dict(name="unmask", schedule="cosine", weighting="plain", label_drop=0.1), 1500),
 }
 
 
@@ -22,9 +22,9 @@ def get_config():
     c.data = dict(name="shapes", size=16, grid=1, density="medium", extras=("text", "tokens"), examples=65536)
     c.optim = dict(schedule="cosine", warmup=100, ema=0.99, lr=2.0**-8)
     c.train = dict(batch=32, log_every=50)
-    c.eval = dict(examples=256, batch=128, every=600)
-    c.sample = dict(n=36, options=dict(guidance=3.0))
-    c.judge = dict(names=("oracle",), every=600, n=512)
+    c.eval = dict(examples=256, batch=128, every=500)
+    c.sample = dict(n=36, options=dict(guidance=1.5))
+    c.judge = dict(names=("oracle",), every=500, n=512)
     return c
 
 
