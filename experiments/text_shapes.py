@@ -11,7 +11,11 @@ FLOW = dict(name="flow", time="logit_normal", label_drop=0.1)
 ARMS = {  # model, objective, steps
     "pixart": (dict(name="pixart", depth=2, patch=4, zero_gates=True, **SIZE), FLOW, 4000),
     "decoder": (dict(name="decoder", depth=3, rope="grid", **SIZE), dict(name="next_token", label_drop=0.1), 1000),
-    "masked": (dict(name="masked", depth=3, **SIZE), dict(name="unmask", schedule="cosine", weighting="plain", label_drop=0.1), 1500),
+    "masked": (
+        dict(name="meissonic", depth=1, single=2, compress=2, zero_gates=True, **SIZE),
+        dict(name="unmask", schedule="cosine", weighting="plain", label_drop=0.1),
+        2500,
+    ),
 }
 
 
