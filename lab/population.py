@@ -171,9 +171,15 @@ class Population:
         return jax.jit(lambda hyper: jax.tree.leaves(self._init(hyper)), out_shardings=where)(self.hyper)
 
     def state(self, carry: list[jax.Array]) -> State:
-        """The states of the trials in a carry, stacked."""
+        """The states of the trials in a carry, stacked; of trials in turn, on the host."""
         n = len(self.trials)
+        if self._turns is not None:  # cut on the devices they would be gathered, and XLA ends a process whose gathering waits for 40 s
+            carry = jax.device_get(carry)
         return jax.tree.unflatten(jax.tree.structure(self._shapes), [x if len(x) == n else x[:n] for x in carry])
+
+    def shapes(self) -> State:
+        """The shapes of what `state` gives."""
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(self.trials), *x.shape[1:]), x.dtype), self._shapes)
 
     def judging(self, judges: dict[str, Any], real: Any) -> Judging:
         """The judges of these trials; `real` is the held-out split."""
@@ -303,7 +309,7 @@ def run(folder: Path, name: str, pop: Population, train: Any, judging: Judging, 
     keep = Checkpoints(folder / "checkpoints")
     progress.stage(name, "compiling")
     carry = pop.init()
-    found = keep.restore(pop.state(carry))
+    found = keep.restore(pop.shapes())
     start = found[0] if found else 0
     carry = pop.carry(found[1], carry) if found else carry
     pop.compile(carry)
@@ -337,7 +343,7 @@ def run(folder: Path, name: str, pop: Population, train: Any, judging: Judging, 
                 write(*pending)
                 pending = None
             if step == t["steps"]:
-                write(step, {**judged, "diverged": ~pop.state(carry).alive})
+                write(step, {**judged, "diverged": ~jax.device_get(pop.averages(carry)[1])})
                 if judging.judges:
                     progress.stage(name, "judging")
                 write_judged(wait=True)
