@@ -49,6 +49,19 @@ def model(base=32, qk_norm=False, zero_gates=True, **knobs):
     return dit.Model(Dims.of(dit.Model.axes, {**KNOBS, **knobs}, {"width": base}), qk_norm, zero_gates)
 
 
+def drawn(tree, more=0.3, seed=0, rule="standard"):
+    """Numbers for a described tree, with nothing to compile; `more` times random ones are added, also to what starts constant."""
+    rng, table = np.random.default_rng(seed), parametrization.table(rule)
+
+    def one(a, like):
+        start = a.fill + a.std * table(a).init * rng.normal(size=like.shape)
+        return jnp.asarray(
+            np.full(like.shape, a.std * table(a).init) if a.fixed else start + more * rng.normal(size=like.shape), jnp.float32
+        )
+
+    return axes.map_weights(one, tree)
+
+
 def program(steps=20, dtype=jnp.float32, warmup=0, name="constant", **options):
     """The program of `model(**options)` under rectified flow."""
     m = model(**options)

@@ -1,14 +1,13 @@
 """The decoder sees what it may and no more, with a cache as without, and its arrows, cost and errors are as they should be."""
 
-import functools
-
+import branches
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
 
-from lab import audit, axes, cost, parametrization
+from lab import audit, axes, cost
 from lab.axes import Dims, inside
 from lab.errors import UserError
 from lab.layers import causal, rope
@@ -18,8 +17,6 @@ from lab.optim import schedule
 from lab.population import described
 from lab.train import Program
 
-# XLA's optimisation takes most of a compile and is not what is tested here
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 KNOBS = dict(width=32, depth=2, head_dim=8, mlp_ratio=2, vocabulary=9, tokens=9, side=3, classes=4)
 PREFIXES = {"label": {}, "words": dict(words=7, length=3), "features": dict(features=6, length=3)}
 
@@ -38,13 +35,6 @@ def model(rope="grid", qk_norm=False, **knobs):
     return decoder.Model(dims(**knobs), qk_norm, rope)
 
 
-def drawn(tree, seed=0):
-    """Random numbers for every weight, those that start constant too."""
-    out = axes.draw(jax.random.key(seed), tree, axes.scales(tree, parametrization.standard))
-    rng = np.random.default_rng(seed)
-    return axes.map_weights(lambda a, x: x if a.fixed else x + 0.3 * jnp.asarray(rng.normal(size=x.shape), x.dtype), out)
-
-
 def inputs(prefix="label", n=3, seed=0):
     rng = np.random.default_rng(seed)
     given = {"tokens": rng.integers(0, 9, (n, 3, 3)), "label": rng.integers(-1, 4, n)}
@@ -56,12 +46,12 @@ def inputs(prefix="label", n=3, seed=0):
 @pytest.mark.parametrize("rope, prefix", [("line", "words"), ("grid", "label")])
 def test_logits_depend_on_the_prefix_and_earlier_tokens_alone(rope, prefix):
     """Every token occurs once, so that the gradient in a row of the table is that in a place."""
-    params, order = drawn(model(rope, **PREFIXES[prefix])), np.random.default_rng(1).permutation(9)
+    params, order = small.drawn(model(rope, **PREFIXES[prefix])), np.random.default_rng(1).permutation(9)
     given = inputs(prefix, 1) | {"tokens": jnp.asarray(order).reshape(1, 3, 3), "label": jnp.array([2])}
     mix = jnp.asarray(np.random.default_rng(2).normal(size=9), jnp.float32)
     row = "label.table" if prefix == "label" else "text.positions"
 
-    @jit
+    @jax.jit
     def slope(m):  # of the logits at every place
         found = axes.weights(jax.jacrev(lambda m: m(given)[0] @ mix)(m))
         return [jnp.abs(found[n].get_value()).max(-1) for n in ("table", row)]
@@ -78,9 +68,9 @@ def test_logits_depend_on_the_prefix_and_earlier_tokens_alone(rope, prefix):
 @pytest.mark.parametrize("prefix, rope, kv_group, unroll", [("label", "grid", 2, 8), ("words", "line", 4, 0), ("features", "line", 1, 0)])
 def test_decoding_with_a_cache_gives_the_logits_of_all_tokens_at_once(prefix, rope, kv_group, unroll, monkeypatch):
     monkeypatch.setattr(shared, "UNROLL", unroll)
-    params, given = drawn(model(rope, qk_norm=True, kv_group=kv_group, **PREFIXES[prefix])), inputs(prefix)
+    params, given = small.drawn(model(rope, qk_norm=True, kv_group=kv_group, **PREFIXES[prefix])), inputs(prefix)
 
-    @jit
+    @jax.jit
     def decode(m, given):
         flat = given["tokens"].reshape(3, -1)
         first, cache = m({k: v for k, v in given.items() if k != "tokens"}, m.init_cache(3))
@@ -128,24 +118,24 @@ def by_hand(mixer, x, angles):
     return out
 
 
-mix = jit(lambda mixer, x, angles: mixer(x, angles)[0])
+mix = jax.jit(lambda mixer, x, angles: mixer(x, angles)[0])
 
 
 def test_attention_equals_that_by_hand_and_groups_equal_repeated_heads():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 32)), jnp.float32)
     angles = rope.line(6, 8)
     for group in (1, 2):
-        mixer = drawn(causal.Attention(dims(kv_group=group), False))
+        mixer = small.drawn(causal.Attention(dims(kv_group=group), False))
         found = mix(mixer, x, angles)
         np.testing.assert_allclose(found, by_hand(mixer, x, angles), rtol=1e-4, atol=1e-5)
-    plain = drawn(causal.Attention(dims(), False), seed=1)  # a key head for every query head, equal ones within a group
+    plain = small.drawn(causal.Attention(dims(), False), seed=1)  # a key head for every query head, equal ones within a group
     plain.query, plain.out = mixer.query, mixer.out
     plain.key_value = plain.key_value.replace(jnp.repeat(mixer.key_value.get_value(), 2, axis=2))
     np.testing.assert_allclose(mix(plain, x, angles), found, rtol=1e-4, atol=1e-5)
 
 
 def test_attention_knows_places_by_their_differences_alone():
-    mixer = drawn(causal.Attention(dims(), True))
+    mixer = small.drawn(causal.Attention(dims(), True))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 9, 32)), jnp.float32)
     grid = rope.grid(8, 8).reshape(8, 8, -1)
     line = rope.line(40, 8)
@@ -158,18 +148,9 @@ def test_attention_knows_places_by_their_differences_alone():
         assert float(jnp.abs(mix(mixer, x, other) - want).max()) > 1e-2
 
 
-def test_every_weight_has_its_role_and_kv_heads_move_with_width():
-    hidden = {f"blocks.{n}": "hidden" for n in ("attention.query", "attention.key_value", "attention.out", "mlp.up", "mlp.down")}
-    fixed = {"blocks.attention.logits": "scalar", "blocks.attention.gain": "scalar"}
-    vectors = dict.fromkeys(("table", "blocks.gains", "gain"), "vector")
-    prefix = {
-        "label": {"label.table": "vector"},
-        "words": {"text.table": "vector", "text.positions": "vector"},
-        "features": {"text.features.kernel": "input", "text.features.bias": "vector", "text.positions": "vector"},
-    }
-    for name, knobs in PREFIXES.items():
+def test_closers_end_branches_and_kv_heads_move_with_width():
+    for knobs in PREFIXES.values():
         found = axes.weights(model(qk_norm=True, kv_group=2, **knobs))
-        assert {n: w.arrow.role for n, w in found.items()} == hidden | fixed | vectors | prefix[name] | {"readout": "output"}
         assert {n for n, w in found.items() if w.arrow.closes} == {"blocks.attention.out", "blocks.mlp.down"}
     wide = axes.weights(model(kv_group=2, width=64))["blocks.attention.key_value"]
     assert wide.get_value().shape == (2, 2, 64, 4, 8)
@@ -210,25 +191,9 @@ def test_flops_equal_the_hand_count_exactly(knobs):
 
 @pytest.mark.parametrize("qk_norm", [False, True])
 def test_with_all_closers_but_one_at_zero_the_branch_is_linear_in_that_one(qk_norm):
-    block = drawn(inside(decoder.Block(dims(kv_group=2), qk_norm), dims()))
-    rng = np.random.default_rng(1)
-    x, angles = jnp.asarray(rng.normal(size=(2, 5, 32)), jnp.float32), rope.line(5, 8)
-
-    weights = axes.weights(block)
-
-    @jit
-    def branch(**closers):
-        names = iter(weights)
-        return axes.map_weights(lambda a, w: closers[n] if (n := next(names)) in closers else w, block)(x, angles)[0] - x
-
-    none = {n: jnp.zeros(w.get_value().shape) for n, w in weights.items() if w.arrow.closes}
-    assert set(none) == {"attention.out", "mlp.down"}
-    np.testing.assert_allclose(branch(**none), 0, atol=1e-6)
-    for name, zero in none.items():
-        one, two = (jnp.asarray(rng.normal(size=zero.shape), jnp.float32) for _ in range(2))
-        first, second, both = (branch(**none | {name: w}) for w in (one, two, 2 * one - 3 * two))
-        np.testing.assert_allclose(both, 2 * first - 3 * second, rtol=1e-4, atol=1e-3)
-        assert float(jnp.abs(first).mean()) > 1e-2
+    block = small.drawn(inside(decoder.Block(dims(kv_group=2), qk_norm), dims()))
+    x, angles = jnp.asarray(np.random.default_rng(1).normal(size=(2, 5, 32)), jnp.float32), rope.line(5, 8)
+    branches.check(block, lambda block: block(x, angles)[0] - x, {"attention.out", "mlp.down"})
 
 
 def test_sizes_and_inputs_that_do_not_fit_are_the_users_errors():
@@ -242,7 +207,7 @@ def test_sizes_and_inputs_that_do_not_fit_are_the_users_errors():
     }.items():
         with pytest.raises(UserError, match=said):
             model(**knobs)
-    params, given = drawn(model()), inputs()
+    params, given = small.drawn(model()), inputs()
     for key in ("tokens", "label"):
         with pytest.raises(UserError, match=rf"missing: {key},"):
             params({k: v for k, v in given.items() if k != key})

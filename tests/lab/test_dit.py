@@ -1,31 +1,21 @@
 """DiT: what its closers, gates, labels and attention promise, and how it fails."""
 
-import functools
+import dataclasses
 
+import branches
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
 
-from lab import axes, parametrization
+from lab import axes
 from lab.axes import Dims, inside
 from lab.errors import UserError
 from lab.layers import attention, embed
 from lab.models import dit, shared
 
-# XLA's optimisation takes most of a compile and is not what is tested here
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 DIMS = Dims.of(dit.Model.axes, small.KNOBS, {"width": 32})
-
-
-def drawn(tree, seed=0, everything=False):
-    """Numbers for a described tree; `everything` also gives random ones to what starts constant."""
-    out = axes.draw(jax.random.key(seed), tree, axes.scales(tree, parametrization.standard))
-    if not everything:
-        return out
-    rng = np.random.default_rng(seed)
-    return axes.map_weights(lambda a, x: x if a.fixed else x + 0.3 * jnp.asarray(rng.normal(size=x.shape), x.dtype), out)
 
 
 def inputs(n=3, seed=0):
@@ -38,50 +28,46 @@ def inputs(n=3, seed=0):
     }
 
 
-def only(tree, name, value):
-    """All closers zero but `name`, which has `value`."""
-    names = iter(axes.weights(tree))
-    return axes.map_weights(lambda a, x: (value if n == name else jnp.zeros_like(x)) if (n := next(names)) and a.closes else x, tree)
+CLOSERS = {"attention.out", "attention.out_bias", "mlp.down.kernel", "mlp.down.bias"}
+
+
+def added(block):
+    """What a block adds to random tokens."""
+    x, c = (jnp.asarray(np.random.default_rng(1).normal(size=s), jnp.float32) for s in ((2, 5, 32), (2, 32)))
+    return block(x, c) - x
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])
 def test_with_all_closers_but_one_at_zero_the_branch_is_linear_in_that_one(qk_norm):
-    block = drawn(inside(dit.Block(DIMS, qk_norm, False), DIMS), everything=True)
-    rng = np.random.default_rng(1)
-    x, c = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((2, 5, 32), (2, 32)))
-    closers = {n: w.get_value() for n, w in axes.weights(block).items() if w.arrow.closes}
-    assert set(closers) == {"attention.out", "attention.out_bias", "mlp.down.kernel", "mlp.down.bias"}
-    for name, like in closers.items():
-        one, two = (jnp.asarray(rng.normal(size=like.shape), jnp.float32) for _ in range(2))
+    branches.check(small.drawn(inside(dit.Block(DIMS, qk_norm, False), DIMS)), added, CLOSERS)
 
-        @jit
-        def branch(w, name=name):
-            return only(block, name, w)(x, c) - x
 
-        np.testing.assert_allclose(branch(0 * one), 0, atol=1e-6)
-        np.testing.assert_allclose(branch(2 * one - 3 * two), 2 * branch(one) - 3 * branch(two), rtol=1e-4, atol=1e-3)
-        assert float(jnp.abs(branch(one)).mean()) > 1e-2
-    # and no other weight is: the mark '=>' is not too generous, nor too sparing
-    np.testing.assert_allclose(only(block, "", 0)(x, c), x, atol=1e-6)
+@pytest.mark.parametrize("name, closes", [("mlp.up.kernel", True), ("mlp.down.kernel", False)])
+def test_a_closer_marked_wrongly_is_caught(name, closes):
+    block = small.drawn(inside(dit.Block(DIMS, False, False), DIMS))
+    part, kernel = name.split(".")[1], axes.weights(block)[name]
+    getattr(block.mlp, part).kernel = axes.Weight(kernel.get_value(), arrow=dataclasses.replace(kernel.arrow, closes=closes))
+    with pytest.raises(AssertionError):
+        branches.check(block, added, CLOSERS ^ {name})
 
 
 def test_at_init_the_output_is_zero_and_every_block_the_identity():
-    model = drawn(small.model())
-    assert np.all(jit(lambda m: m(inputs()))(model) == 0)
+    model = small.drawn(small.model(), more=0)
+    assert np.all(jax.jit(lambda m: m(inputs()))(model) == 0)
     x, c = jnp.ones((2, 5, 32)), jnp.ones((2, 32))
     block = jax.tree.map(lambda v: v[0], model.blocks)
     np.testing.assert_array_equal(block(x, c), x)
-    moving = jax.tree.map(lambda v: v[0], drawn(small.model(zero_gates=False)).blocks)
+    moving = jax.tree.map(lambda v: v[0], small.drawn(small.model(zero_gates=False), more=0).blocks)
     assert float(jnp.abs(moving(x * jnp.arange(32), c) - x * jnp.arange(32)).max()) > 1e-2
 
 
 def test_a_negative_label_reads_the_last_row_and_no_other():
-    model, given = drawn(small.model(depth=1), everything=True), inputs()
+    model, given = small.drawn(small.model(depth=1)), inputs()
 
     def out(m, label):
         return m({**given, "label": label})
 
-    call, slope = jit(out), jit(jax.grad(lambda m, label: jnp.sum(out(m, label) ** 2)))
+    call, slope = jax.jit(out), jax.jit(jax.grad(lambda m, label: jnp.sum(out(m, label) ** 2)))
 
     def run(label):
         return call(model, jnp.asarray(label))
@@ -96,7 +82,7 @@ def test_a_negative_label_reads_the_last_row_and_no_other():
 
 @pytest.mark.parametrize("qk_norm", [False, True])
 def test_attention_does_not_know_the_order_of_tokens_and_mixes_them_all(qk_norm):
-    mixer = drawn(attention.Mixer(DIMS, qk_norm), everything=True)
+    mixer = small.drawn(attention.Mixer(DIMS, qk_norm))
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, 7, 32)), jnp.float32)
     order = rng.permutation(7)
@@ -110,10 +96,10 @@ def test_attention_does_not_know_the_order_of_tokens_and_mixes_them_all(qk_norm)
 
 
 def test_qk_norm_makes_the_scores_blind_to_the_size_of_the_input():
-    mixer = drawn(attention.Mixer(DIMS, True))
+    mixer = small.drawn(attention.Mixer(DIMS, True), more=0)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 6, 32)), jnp.float32)
     np.testing.assert_allclose(mixer(10 * x), 10 * mixer(x), rtol=1e-3, atol=1e-4)  # without bias only the value grows
-    plain = drawn(attention.Mixer(DIMS, False))
+    plain = small.drawn(attention.Mixer(DIMS, False), more=0)
     assert float(jnp.abs(plain(10 * x) - 10 * plain(x)).max()) > 0.1
 
 
@@ -139,30 +125,30 @@ def test_positions_are_distinct():
 
 def test_bf16_compute_keeps_f32_weights_and_is_near_f32():
     full, half = (small.program(qk_norm=True, depth=1, dtype=d) for d in (jnp.float32, jnp.bfloat16))
-    params = drawn(full.model, everything=True)
+    params = small.drawn(full.model)
     batch, key = small.batch(8), jax.random.key(0)
-    a, b = (jit(p.loss)(params, key, batch) for p in (full, half))
+    a, b = (jax.jit(p.loss)(params, key, batch) for p in (full, half))
     assert b.dtype == jnp.float32
     assert float(jnp.abs(a - b).max()) > 0
     np.testing.assert_allclose(a, b, rtol=0.05)
     hyper = small.hyper(half)
     state, _ = jax.eval_shape(half.step, jax.eval_shape(half.init, hyper), hyper, batch)
     assert {x.dtype.name for x in axes.values(state.params)} == {"float32"}
-    run = jit(lambda m: m(inputs()))
+    run = jax.jit(lambda m: m(inputs()))
     out, want = run(axes.view(params, jnp.bfloat16)), run(params)
     assert out.dtype == jnp.bfloat16
     assert float(jnp.linalg.norm(out - want) / jnp.linalg.norm(want)) < 0.05
 
 
 def test_a_rolled_and_an_unrolled_stack_agree(monkeypatch):
-    model = drawn(small.model(depth=3), everything=True)
-    want = jit(lambda m: m(inputs()))(model)
+    model = small.drawn(small.model(depth=3))
+    want = jax.jit(lambda m: m(inputs()))(model)
     monkeypatch.setattr(shared, "UNROLL", 0)
-    np.testing.assert_allclose(jit(lambda m: m(inputs()))(model), want, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(jax.jit(lambda m: m(inputs()))(model), want, rtol=1e-4, atol=1e-4)
 
 
 def test_a_missing_input_is_named():
-    model, given = drawn(small.model()), inputs()
+    model, given = small.drawn(small.model(), more=0), inputs()
     for key in given:
         with pytest.raises(UserError, match=rf"missing: {key},"):
             model({k: v for k, v in given.items() if k != key})

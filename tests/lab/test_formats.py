@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import mistakes
 import numpy as np
 import pytest
 from flax import nnx
@@ -19,11 +20,6 @@ PUBLISHED = {
     **{"_class_name": "DiTTransformer2DModel", "num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "in_channels": 1},
     **{"sample_size": 8, "patch_size": 4, "num_embeds_ada_norm": 3},
 }
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "xla"))
 
 
 class Layer(nnx.Module):
@@ -99,8 +95,7 @@ def test_what_does_not_fit_is_named():
     theirs["copy.1"] = theirs["copy.1"] + 1
     theirs["positions"] = np.array([0, 1, 3], np.float32)
     theirs["l.2.fused"] = np.zeros(3)
-    with pytest.raises(UserError) as e:
-        apply(RULES, theirs, model, DIMS)
+    told = mistakes.said(apply, RULES, theirs, model, DIMS)
     for said in (
         "missing l.1.q.weight [6, 4]",
         "missing whole [2, 3, 4, 5]",
@@ -109,8 +104,7 @@ def test_what_does_not_fit_is_named():
         "positions is not",
         "extra l.2.fused",
     ):
-        assert said in str(e.value)
-    assert "\n" not in str(e.value)
+        assert said in told
 
 
 def test_extra_tensors_are_left_only_when_asked():

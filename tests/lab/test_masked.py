@@ -1,7 +1,6 @@
 """The masked transformer: what it may see, what every weight is, and what it costs."""
 
-import functools
-
+import branches
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +16,6 @@ from lab.optim import schedule
 from lab.population import described
 from lab.train import Program
 
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 KNOBS = dict(width=32, depth=1, head_dim=16, mlp_ratio=2, tokens=9, vocabulary=5, classes=3)
 TEXT = dict(words=7, length=4, text_depth=1)
 SOURCE = {"side": 3, "tokens": 9, "vocabulary": 5, "classes": 3, "words": 7, "length": 4}
@@ -27,13 +25,6 @@ BOTH = pytest.mark.parametrize("more", [{}, TEXT], ids=["label", "text"])
 def model(qk_norm=False, **knobs):
     """A described model."""
     return masked.Model(Dims.of(masked.Model.axes, {**KNOBS, **knobs}, {"width": 32}), qk_norm)
-
-
-def drawn(tree, seed=0):
-    """Numbers for a described tree, random ones also for what starts constant."""
-    out = axes.draw(jax.random.key(seed), tree, axes.scales(tree, parametrization.standard))
-    rng = np.random.default_rng(seed)
-    return axes.map_weights(lambda a, x: x if a.fixed else x + 0.1 * jnp.asarray(rng.normal(size=x.shape), x.dtype), out)
 
 
 def batch(n=4, seed=0):
@@ -50,8 +41,8 @@ def moved(a, b):
 
 @BOTH
 def test_what_is_masked_is_not_seen_and_what_is_shown_is_seen_by_all(more):
-    m, objective = drawn(model(**more)), Objective("linear", "plain", 0.0)
-    run, inputs = jit(lambda given: m(given)), jit(lambda data: objective.inputs(jax.random.key(1), data))
+    m, objective = small.drawn(model(**more)), Objective("linear", "plain", 0.0)
+    run, inputs = jax.jit(lambda given: m(given)), jax.jit(lambda data: objective.inputs(jax.random.key(1), data))
     data = batch(9)
     given = inputs(data)
     hidden = np.asarray(given["masked"])
@@ -71,14 +62,14 @@ def test_what_is_masked_is_not_seen_and_what_is_shown_is_seen_by_all(more):
 
 @BOTH
 def test_every_position_listens_to_every_other_and_to_the_condition(more):
-    m, data = drawn(model(**more)), batch(1)
+    m, data = small.drawn(model(**more)), batch(1)
     grid = np.repeat(data["tokens"], 9, 0)
     given = {"tokens": grid, "label": np.zeros(9, np.int32), "text": np.repeat(data["text"], 9, 0)}
-    run = jit(lambda given: m(given))
+    run = jax.jit(lambda given: m(given))
     out = run(given)
     swapped = np.where(np.eye(9, dtype=bool).reshape(9, 3, 3), (grid + 1) % 5, grid)
     assert moved(run({**given, "tokens": swapped}), out).min() > 1e-4  # row i: token i changed
-    np.testing.assert_allclose(jit(lambda given: m(given))({**given, "tokens": grid.reshape(9, 9)}), out, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(lambda given: m(given))({**given, "tokens": grid.reshape(9, 9)}), out, rtol=1e-5, atol=1e-6)
     # equal tokens in other places are told apart by their positions
     flat = np.asarray(run({**given, "tokens": 0 * grid}))[0]
     assert np.abs(flat[:, None] - flat[None]).max(-1)[~np.eye(9, dtype=bool)].min() > 1e-3
@@ -89,8 +80,8 @@ def test_every_position_listens_to_every_other_and_to_the_condition(more):
 
 
 def test_a_mask_and_no_label_are_rows_of_their_own():
-    m, data = drawn(model()), batch(2)
-    run = jit(lambda tokens, label: m({"tokens": tokens, "label": label}))
+    m, data = small.drawn(model()), batch(2)
+    run = jax.jit(lambda tokens, label: m({"tokens": tokens, "label": label}))
     gone = data["tokens"].copy()
     gone[:, 1, 1] = -1
     out = run(gone, data["label"])
@@ -104,45 +95,16 @@ def test_a_mask_and_no_label_are_rows_of_their_own():
 def test_the_logits_start_at_zero_so_the_loss_is_that_of_a_guess():
     m = model()
     params = axes.draw(jax.random.key(0), m, axes.scales(m, parametrization.mup))
-    loss = jit(lambda p, b: Objective("cosine", "plain", 0.1).loss(p, jax.random.key(0), b))(params, batch())
+    loss = jax.jit(lambda p, b: Objective("cosine", "plain", 0.1).loss(p, jax.random.key(0), b))(params, batch())
     np.testing.assert_allclose(loss, np.log(5), rtol=1e-6)
 
 
-def test_roles_are_those_of_the_class_map():
-    roles = {name: w.arrow.role for name, w in axes.weights(model(qk_norm=True, **TEXT)).items() if not w.arrow.fixed}
-    plain = {name: w.arrow.role for name, w in axes.weights(model()).items() if not w.arrow.fixed}
-
-    def block(at):
-        matrices = {f"{at}.{n}": "hidden" for n in ("attention.qkv", "attention.out", "mlp.up.kernel", "mlp.down.kernel")}
-        return matrices | {f"{at}.{n}": "vector" for n in ("attention.qkv_bias", "attention.out_bias", "mlp.up.bias", "mlp.down.bias")}
-
-    shared = {"table": "vector", "positions": "vector", "transform.kernel": "hidden", "transform.bias": "vector"}
-    shared |= {"readout": "output", "readout_bias": "scalar", **block("blocks")}
-    assert plain == shared | {"label.table": "vector"}
-    text = {"text.table": "vector", "text.positions": "vector", **block("text.blocks")}
-    assert roles == shared | text | {"blocks.attention.gain": "scalar"}
-
-
 @pytest.mark.parametrize("qk_norm", [False, True])
-def test_a_block_is_linear_in_each_closer_and_still_without_them(qk_norm):
+def test_with_all_closers_but_one_at_zero_the_branch_is_linear_in_that_one(qk_norm):
     dims = Dims.of(masked.Model.axes, KNOBS, {"width": 32})
-    block = drawn(inside(masked.Block(dims, qk_norm), dims))
-    rng = np.random.default_rng(1)
-    x = jnp.asarray(rng.normal(size=(2, 5, 32)), jnp.float32)
-    closers = {n: w.get_value() for n, w in axes.weights(block).items() if w.arrow.closes}
-    assert set(closers) == {"attention.out", "attention.out_bias", "mlp.down.kernel", "mlp.down.bias"}
-
-    run = jit(lambda block: block(x) - x)
-
-    def branch(name, value):
-        names = iter(axes.weights(block))
-        return run(axes.map_weights(lambda a, v: (value if n == name else 0 * v) if (n := next(names)) and a.closes else v, block))
-
-    for name, like in closers.items():
-        one, two = (np.asarray(rng.normal(size=like.shape), np.float32) for _ in range(2))
-        np.testing.assert_allclose(branch(name, 2 * one - 3 * two), 2 * branch(name, one) - 3 * branch(name, two), rtol=1e-4, atol=1e-3)
-        assert float(jnp.abs(branch(name, one)).mean()) > 1e-2
-    np.testing.assert_allclose(branch("", 0), 0, atol=1e-6)
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 5, 32)), jnp.float32)
+    closers = {"attention.out", "attention.out_bias", "mlp.down.kernel", "mlp.down.bias"}
+    branches.check(small.drawn(inside(masked.Block(dims, qk_norm), dims)), lambda block: block(x) - x, closers)
 
 
 def config(**more):
@@ -182,12 +144,12 @@ def test_flops_equal_the_hand_count(more):
 
 
 def test_mistakes_are_one_line():
-    m, given = drawn(model()), {k: v for k, v in batch().items() if k != "text"}
+    m, given = small.drawn(model()), {k: v for k, v in batch().items() if k != "text"}
     for key in given:
         with pytest.raises(UserError, match=rf"'masked' takes tokens, label; missing: {key},"):
             m({k: v for k, v in given.items() if k != key})
     with pytest.raises(UserError, match=r"'masked' takes tokens, text; missing: text"):
-        drawn(model(**TEXT))(given)
+        small.drawn(model(**TEXT))(given)
     with pytest.raises(UserError, match="no cache; missing: nothing"):
         m(given, cache={})
     with pytest.raises(UserError, match="reads text, and the source gives none"):

@@ -1,14 +1,12 @@
 """Meissonic's masked model: what it may see, what it costs with and without compression, and that its arrows are true."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
 
-from lab import audit, axes, cost, parametrization
+from lab import audit, cost
 from lab.axes import Dims
 from lab.errors import UserError
 from lab.layers import embed
@@ -18,7 +16,6 @@ from lab.optim import schedule
 from lab.population import described
 from lab.train import Program
 
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 SOURCE = {"side": 4, "tokens": 16, "vocabulary": 5, "classes": 3, "words": 7, "length": 3}
 KNOBS = dict(width=32, depth=1, single=1, head_dim=16, mlp_ratio=2, side=4, vocabulary=5, words=7, length=3)
 COMPRESS = pytest.mark.parametrize("compress", [1, 2])
@@ -27,13 +24,6 @@ COMPRESS = pytest.mark.parametrize("compress", [1, 2])
 def model(**knobs):
     """A described model."""
     return meissonic.Model(Dims.of(meissonic.Model.axes, {**KNOBS, **knobs}, {"width": 32}), True, False)
-
-
-def drawn(tree, seed=0):
-    """Numbers for a described tree, random ones also for what starts constant."""
-    out = axes.draw(jax.random.key(seed), tree, axes.scales(tree, parametrization.standard))
-    rng = np.random.default_rng(seed)
-    return axes.map_weights(lambda a, x: x if a.fixed else x + 0.1 * jnp.asarray(rng.normal(size=x.shape), x.dtype), out)
 
 
 def given(n=16, seed=0):
@@ -46,8 +36,8 @@ def given(n=16, seed=0):
 
 @COMPRESS
 def test_every_position_listens_to_every_token_and_to_rate_and_text(compress):
-    m, data = drawn(model(compress=compress)), given()
-    run = jit(lambda m, x: m(x))
+    m, data = small.drawn(model(compress=compress)), given()
+    run = jax.jit(lambda m, x: m(x))
     out = np.asarray(run(m, data))
     assert out.shape == (16, 16, 5)
     one = np.eye(16, dtype=bool).reshape(16, 4, 4)
@@ -65,7 +55,7 @@ def test_every_position_listens_to_every_token_and_to_rate_and_text(compress):
 
 def test_compression_is_a_convolution_and_its_transpose():
     dims = Dims.of(meissonic.Model.axes, {**KNOBS, "compress": 2}, {"width": 32})
-    m = drawn(meissonic.Model(dims, True, False))
+    m = small.drawn(meissonic.Model(dims, True, False))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 32)), jnp.float32)
     kernel, names = m.down.get_value().reshape(2, 2, 32, 32), ("NHWC", "HWIO", "NHWC")
     want = jax.lax.conv_general_dilated(x, kernel, (2, 2), "VALID", dimension_numbers=names)
@@ -91,13 +81,6 @@ def config(**more):
 def test_every_arrow_is_true(more):
     batch = {"tokens": np.zeros((2, 4, 4), np.int32), "text": np.ones((2, 3), np.int32), "label": np.zeros(2, np.int32)}
     assert audit.truth(config(**more), SOURCE, batch) == {}
-
-
-def test_roles_of_what_is_not_in_a_block():
-    found = {n: w.arrow.role for n, w in axes.weights(model(compress=2)).items() if n.split(".")[0] not in ("blocks", "single", "text")}
-    kernels = {f"{k}.kernel": "hidden" for k in ("time.out", "pooled.up", "pooled.out", "modulation")} | {"time.up.kernel": "input"}
-    vectors = {k.replace("kernel", "bias"): "vector" for k in kernels} | {k: "vector" for k in ("table", "down_bias", "up_bias")}
-    assert found == kernels | vectors | {"down": "hidden", "up": "hidden", "readout": "output", "readout_bias": "scalar"}
 
 
 def by_hand(n, width, depth, single, mlp_ratio, side, vocabulary, length, compress=1, **_):

@@ -1,7 +1,5 @@
 """Next-token prediction on a world whose every probability is known, and its sampler against exact small distributions."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +16,6 @@ from lab.objectives import conditions
 from lab.objectives.next_token import Objective, likeliest
 from lab.population import build
 
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 KEY = jax.random.key(0)
 PLAIN = Objective(0.0)
 WORLD = Source("train", "", side=4, vocabulary=4, classes=2)
@@ -95,7 +92,7 @@ def test_a_trained_decoder_nears_the_entropy_and_stays_above_it():
     prog, batch = build(config, WORLD.dims), held_out(2048)
     best, hyper = WORLD.nll(np.asarray(batch["tokens"]), np.asarray(batch["label"])), small.hyper(prog, 2.0**-6)
 
-    @jit
+    @jax.jit
     def run():
         def step(state, key):
             return prog.step(state, hyper, WORLD.generate(key, n))[0], None
@@ -113,7 +110,7 @@ def test_a_trained_decoder_nears_the_entropy_and_stays_above_it():
 def test_samples_of_the_worlds_own_conditionals_are_as_likely_as_its_examples():
     n = 2048
     label = jnp.arange(n) % 2
-    draw = jit(lambda key, temperature: PLAIN.sample(Tabular(), key, {"label": label}, (4, 4), temperature), static_argnums=1)
+    draw = jax.jit(lambda key, temperature: PLAIN.sample(Tabular(), key, {"label": label}, (4, 4), temperature), static_argnums=1)
 
     def surprise(temperature):
         tokens = draw(KEY, temperature)
@@ -183,7 +180,7 @@ def test_greedy_guided_decoding_draws_what_the_guided_logits_of_its_own_tokens_s
     params.readout = params.readout.replace(jnp.asarray(rng.normal(size=(32, 6)), jnp.float32))
     cond = {"label": jnp.array([0, 1, 3])} | ({"text": jnp.asarray(rng.integers(1, 7, (3, 3)))} if texts else {})
 
-    @jit
+    @jax.jit
     def run(m):
         tokens = PLAIN.sample(m, KEY, cond, (3, 3), top_k=1, guidance=2.5)
         return tokens, *(jnp.argmax(conditions.guided(m, cond, g)({"tokens": tokens}), -1) for g in (2.5, 1.0))

@@ -18,11 +18,13 @@ from lab.population import Interrupt, Preempted
 
 TESTS = Path(__file__).resolve().parents[1]
 JUDGE = str(TESTS / "contrast.py")
+DIT = dict(name="dit", width=32, depth=1, head_dim=16, mlp_ratio=2, patch=4, qk_norm=False, zero_gates=True)
+LINEAR = dict(name=str(TESTS / "rank.py"), width=32)  # seven weights, which compile in a third of the time of a DiT's
 TEXT = '''"""Does a tiny study work?"""
 from ml_collections import ConfigDict
 def get_config():
     c = ConfigDict()
-    c.model = dict(name="dit", width=32, depth=1, head_dim=16, mlp_ratio=2, patch=4, qk_norm=False, zero_gates=True)
+    c.model = dict({model})
     c.base = dict(width=32)
     c.objective = dict(name="flow", time="logit_normal", label_drop=0.1)
     c.data = dict(name={source!r}, n=128)
@@ -39,20 +41,30 @@ def sweep():
 '''
 
 
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "xla"))
-
-
-def experiment(folder, steps=12, widths=(32,), rates=(-8, -6), seconds=60.0, name="tiny", judges=()):
-    path = folder / f"{name}.py"
-    about = dict(steps=steps, widths=widths, rates=rates, seconds=seconds, judges=judges)
+def experiment(folder, model=LINEAR, steps=12, widths=(32,), rates=(-8, -6), seconds=60.0, judges=()):
+    path = folder / "tiny.py"
+    about = dict(model=model, steps=steps, widths=widths, rates=rates, seconds=seconds, judges=judges)
     path.write_text(TEXT.format(source=str(TESTS / "waves.py"), **about))
     return path
 
 
 def run(path, workdir, *more):
     return cli.main(["run", str(path), "--workdir", str(workdir), *more])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Where a study with a judge lies that went to its end."""
+    folder = tmp_path_factory.mktemp("trained")
+    assert run(experiment(folder, judges=(JUDGE,)), folder) == 0
+    return folder / "tiny"
+
+
+@pytest.fixture
+def again(trained, tmp_path):
+    """(experiment file, folder of runs) of that study for a test that writes."""
+    shutil.copytree(trained, tmp_path / "runs" / "tiny")
+    return experiment(tmp_path, judges=(JUDGE,)), tmp_path / "runs"
 
 
 class Asked(Interrupt):
@@ -66,22 +78,21 @@ class Asked(Interrupt):
         pass
 
 
-def test_a_stopped_study_goes_on_bitwise(tmp_path):
-    path = experiment(tmp_path, judges=(JUDGE,))
-    assert run(path, tmp_path / "whole") == 0
-    folder = tmp_path / "parts" / "tiny"
+def test_a_stopped_study_goes_on_bitwise(trained, tmp_path):
+    path, folder = experiment(tmp_path, judges=(JUDGE,)), tmp_path / "parts" / "tiny"
     for _ in range(3):  # one step an attempt
         with Asked() as asked, pytest.raises(Preempted):
             study.Study(study.load(str(path)), folder).run(asked)
     assert set(record.status(folder).values()) == {"interrupted"}
     assert run(path, tmp_path / "parts") == 0
-    whole, parts = record.results(tmp_path / "whole" / "tiny"), record.results(folder)
+    whole, parts = record.results(trained), record.results(folder)
     assert whole.num_rows == 2 * 13
     assert whole.equals(parts)
 
 
 def process(path, workdir):
-    env = {**os.environ, "PYTHONPATH": f"{TESTS}:{TESTS.parent}"}
+    """The `lab` command in a process of its own, compiled as for a user: optimised, as the tests' own programs are not."""
+    env = {**os.environ, "PYTHONPATH": f"{TESTS}:{TESTS.parent}", "XLA_FLAGS": os.environ["LAB_TESTS_USER_FLAGS"]}
     command = [sys.executable, "-m", "lab.cli", "run", str(path), "--workdir", str(workdir)]
     return subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
@@ -99,8 +110,8 @@ def reached(folder, step, running):
 
 def test_a_killed_study_goes_on_bitwise(tmp_path):
     """SIGKILL in mid-population, then SIGTERM in the second attempt, then to the end."""
-    path, folder = experiment(tmp_path, steps=150, seconds=0.3, judges=(JUDGE,)), tmp_path / "parts" / "tiny"
-    assert run(path, tmp_path / "whole") == 0
+    path, folder = experiment(tmp_path, DIT, steps=150, seconds=0.3, judges=(JUDGE,)), tmp_path / "parts" / "tiny"
+    assert process(path, tmp_path / "whole").wait() == 0
     first = process(path, tmp_path / "parts")
     reached(folder, 60, first)
     first.send_signal(signal.SIGKILL)
@@ -109,16 +120,16 @@ def test_a_killed_study_goes_on_bitwise(tmp_path):
     reached(folder, 100, second)
     second.send_signal(signal.SIGTERM)
     assert second.wait() == 75
-    assert run(path, tmp_path / "parts") == 0
+    assert process(path, tmp_path / "parts").wait() == 0
     assert record.results(tmp_path / "whole" / "tiny").equals(record.results(folder))
 
 
-def test_added_points_train_alone(tmp_path):
-    assert run(experiment(tmp_path, rates=(-8, -6)), tmp_path / "runs") == 0
-    folder = tmp_path / "runs" / "tiny"
+def test_added_points_train_alone(again, tmp_path):
+    _, runs = again
+    folder = runs / "tiny"
     before = record.results(folder)
     old = {p: p.stat().st_mtime_ns for p in folder.glob("*/rows.parquet")}
-    assert run(experiment(tmp_path, rates=(-8, -7, -6)), tmp_path / "runs") == 0
+    assert run(experiment(tmp_path, rates=(-8, -7, -6), judges=(JUDGE,)), runs) == 0
     assert all(p.stat().st_mtime_ns == t for p, t in old.items())
     assert len(record.status(folder)) == 3
     after = record.results(folder)
@@ -126,9 +137,8 @@ def test_added_points_train_alone(tmp_path):
     assert after.filter([t in kept for t in after["trial"].to_pylist()]).equals(before)
 
 
-def test_report_status_and_sample_of_a_study(tmp_path, capsys):
-    assert run(experiment(tmp_path), tmp_path / "runs") == 0
-    folder = tmp_path / "runs" / "tiny"
+def test_report_status_and_sample_of_a_study(again, tmp_path, capsys):
+    folder = again[1] / "tiny"
     assert (folder / "report.html").stat().st_size > 10_000
     assert cli.main(["status", str(folder)]) == 0
     assert "2 trials" in capsys.readouterr().out
@@ -142,10 +152,8 @@ def test_report_status_and_sample_of_a_study(tmp_path, capsys):
     assert "weights' is missing" in mistake(capsys, "sample", str(folder))
 
 
-def test_judges_say_of_every_trial_what_the_same_command_says_later(tmp_path, capsys):
-    assert run(experiment(tmp_path, judges=(JUDGE,)), tmp_path / "runs") == 0
-    folder = tmp_path / "runs" / "tiny"
-    rows = record.table(folder).to_pylist()
+def test_judges_say_of_every_trial_what_the_same_command_says_later(trained, capsys):
+    rows = record.table(trained).to_pylist()
     told = [r for r in rows if r["contrast"] is not None]
     assert sorted({r["step"] for r in told}) == [4, 8, 12]
     assert len(told) == 6
@@ -155,7 +163,7 @@ def test_judges_say_of_every_trial_what_the_same_command_says_later(tmp_path, ca
     assert all(r["contrast_error"] == pytest.approx(r["eval_ema"], rel=1e-5) for r in last)
     assert last[0]["contrast"] != last[1]["contrast"]
     capsys.readouterr()
-    assert cli.main(["sample", str(folder), "-n", "5", "--option", "steps=2", "--option", "method=euler", "--judge", JUDGE]) == 0
+    assert cli.main(["sample", str(trained), "-n", "5", "--option", "steps=2", "--option", "method=euler", "--judge", JUDGE]) == 0
     said = dict(line.split() for line in capsys.readouterr().out.splitlines()[1:])
     best = min(last, key=lambda r: r["eval_loss"])
     assert float(said["contrast"]) == pytest.approx(best["contrast"], rel=1e-4)
@@ -186,7 +194,6 @@ def mistake(capsys, *argv):
         ("--config.optim.schedule=cosin", ["optim.schedule", "cosin", "'cosine'"]),
         ("--config.model.name=dot", ["dot", "'dit'"]),
         ("--config.model.depht=2", ["model.depht", "'model.depth'"]),
-        ("--config.train.batch=1000", ["train.batch", "1000", "128"]),
         ("--config.train.steps=-3", ["train.steps=-3", "at least 1"]),
         ("--config.eval.metric=oracle", ["eval.metric", "'oracle'", "eval_ema, eval_loss"]),
         ("--config.sample.options.stepz=3", ["sample.options.stepz", "'sample.options.steps'"]),
@@ -194,23 +201,27 @@ def mistake(capsys, *argv):
     ],
 )
 def test_a_bad_override_is_one_line(tmp_path, capsys, override, named):
-    line = mistake(capsys, "run", str(experiment(tmp_path)), "--workdir", str(tmp_path / "runs"), override)
+    line = mistake(capsys, "run", str(experiment(tmp_path, DIT)), "--workdir", str(tmp_path / "runs"), override)
     assert all(n in line for n in named), line
 
 
-def test_bad_folders_are_one_line(tmp_path, capsys):
-    path = experiment(tmp_path)
+def test_a_batch_larger_than_the_source_is_one_line(tmp_path, capsys):
+    line = mistake(capsys, "run", str(experiment(tmp_path)), "--workdir", str(tmp_path / "runs"), "--config.train.batch=1000")
+    assert all(n in line for n in ("train.batch", "1000", "128")), line
+
+
+def test_bad_folders_are_one_line(again, tmp_path, capsys):
+    path, runs = again
     (tmp_path / "file").write_text("")
     assert "--workdir" in mistake(capsys, "run", str(path), "--workdir", str(tmp_path / "file"))
     assert "not a study" in mistake(capsys, "status", str(tmp_path))
-    assert run(path, tmp_path / "runs") == 0
-    folder = tmp_path / "runs" / "tiny"
+    folder = runs / "tiny"
     before = record.results(folder)
-    other = mistake(capsys, "run", str(path), "--workdir", str(tmp_path / "runs"), "--config.train.batch=8")
+    other = mistake(capsys, "run", str(path), "--workdir", str(runs), "--config.train.batch=8")
     assert "another study" in other
     assert "train.batch" in other
     with record.Lock(folder):
-        assert "being written" in mistake(capsys, "run", str(path), "--workdir", str(tmp_path / "runs"))
+        assert "being written" in mistake(capsys, "run", str(path), "--workdir", str(runs))
     damaged = next(folder.glob("*/rows.parquet")).with_name("rows-0009.jsonl")
     damaged.write_text("{torn\n" + "{}\n")
     assert "line 1" in mistake(capsys, "report", str(folder))
@@ -230,7 +241,7 @@ def test_sections_may_hold_sections_and_an_empty_one_keeps_its_defaults(tmp_path
 
 
 def test_an_axis_that_varies_without_a_base_is_named(tmp_path, capsys):
-    path = experiment(tmp_path, widths=(32, 64))
+    path = experiment(tmp_path, DIT, widths=(32, 64))
     path.write_text(path.read_text().replace("c.base = dict(width=32)", "c.base = {}"))
     line = mistake(capsys, "run", str(path), "--workdir", str(tmp_path / "runs"))
     assert "'embed'" in line or "'heads'" in line or "'mlp'" in line

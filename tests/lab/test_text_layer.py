@@ -6,16 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small
 
-from lab import axes, parametrization
+from lab import axes
 from lab.axes import Dims
 from lab.errors import UserError
 from lab.layers import text
 from lab.probe import audit, probe
 
-# XLA's optimisation takes most of a compile and is not what is tested here
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-run = jit(lambda encoder, given: encoder(given))
+run = jax.jit(lambda encoder, given: encoder(given))
 TEXT = jnp.array([[3, 1, 4, 0, 0], [0, 0, 0, 0, 0], [2, 2, 6, 5, 3]])
 GIVEN = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5, 12)), jnp.float32)
 
@@ -28,14 +27,8 @@ def sizes(width, words=9, length=5, features=0, text_depth=1):
 
 @functools.cache
 def encoder(width=32, **more):
-    """Drawn under muP, with the width 32 as base; by numpy, which compiles nothing."""
-    rng = np.random.default_rng(0)
-
-    def one(a, like):
-        noise = np.ones(like.shape) if a.fixed else rng.normal(size=like.shape)
-        return jnp.asarray(a.fill + a.std * parametrization.mup(a).init * noise, jnp.float32)
-
-    return axes.map_weights(one, text.Encoder(Dims.of(sizes, {"width": width, **more}, {"width": 32})))
+    """Drawn under muP, with the width 32 as base."""
+    return small.drawn(text.Encoder(Dims.of(sizes, {"width": width, **more}, {"width": 32})), more=0, rule="mup")
 
 
 both = pytest.mark.parametrize("given, more", [(TEXT, {}), (GIVEN, {"features": 12})], ids=["tokens", "features"])
@@ -63,7 +56,7 @@ def test_padding_alone_is_a_text_that_is_learned_from():
     words = run(e, hidden)
     np.testing.assert_array_equal(words[0], words[1])
     target = jnp.asarray(np.random.default_rng(1).normal(size=words.shape), jnp.float32)
-    slope = jit(jax.grad(lambda e: jnp.sum(e(hidden) * target)))(e)
+    slope = jax.jit(jax.grad(lambda e: jnp.sum(e(hidden) * target)))(e)
     assert np.flatnonzero(np.abs(slope.table.get_value()).sum(1)).tolist() == [0]
     assert float(jnp.abs(words[0] - run(e, TEXT)[0]).mean()) > 0.1
 
@@ -72,7 +65,7 @@ def test_padding_alone_is_a_text_that_is_learned_from():
 def test_gradients_reach_all_that_is_read_and_nothing_else(given, more):
     e = encoder(**more)
     target = jnp.asarray(np.random.default_rng(1).normal(size=(3, 5, 32)), jnp.float32)
-    slope = jit(jax.grad(lambda e: jnp.sum(e(given) * target)))(e)
+    slope = jax.jit(jax.grad(lambda e: jnp.sum(e(given) * target)))(e)
     if not more:
         assert np.flatnonzero(np.abs(slope.table.get_value()).sum(1)).tolist() == [0, 1, 2, 3, 4, 5, 6]
     for name, w in axes.weights(slope).items():
@@ -109,7 +102,7 @@ def test_what_flows_out_of_every_weight_starts_at_the_same_size_at_every_width(g
     found = []
     for width in (32, 256):
         e = encoder(width, **more)
-        found.append({n: np.asarray(s) for n, (s, _) in jit(lambda e: probe(lambda e: e(given), e, e)[1])(e).items()})
+        found.append({n: np.asarray(s) for n, (s, _) in jax.jit(lambda e: probe(lambda e: e(given), e, e)[1])(e).items()})
     for name, narrow in found[0].items():
         wide = found[1][name]
         if narrow.max() == 0:

@@ -1,12 +1,12 @@
 """Clips as folders of frames: their order, their spacing, their classes, and mistakes in one line."""
 
+import mistakes
 import numpy as np
 import pytest
 from PIL import Image
 
 from lab import cli
 from lab.data.frames import Source, numbered, spread
-from lab.errors import UserError
 
 
 def clip(folder, n, value=0):
@@ -61,10 +61,7 @@ def test_a_strip_of_a_clip_is_shown(data, tmp_path, capsys):
 
 def test_mistakes_are_one_line(data):
     def said(**options):
-        with pytest.raises(UserError) as e:
-            Source("train", str(data), **{"path": "clips", "size": 4, "frames": 4, **options})
-        assert "\n" not in str(e.value)
-        return str(e.value)
+        return mistakes.said(Source, "train", str(data), **{"path": "clips", "size": 4, "frames": 4, **options})
 
     assert "nearest: 'clips'" in said(path="clps")
     assert "data.frames=0" in said(frames=0)

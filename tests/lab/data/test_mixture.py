@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from worlds import within
 
 from lab.data import mixture
 from lab.data.loader import Loader, open_source
@@ -36,12 +37,6 @@ def dense(m, t):
     d = m.mean.shape[-1]
     s = np.einsum("krd,kr,kre->kde", m.basis, m.value, m.basis) + m.noise * np.eye(d)
     return np.exp(m.log_weight), (1 - t) * m.mean, (1 - t) ** 2 * s + t**2 * np.eye(d)
-
-
-def within(estimates, truth, sigmas=4.0):
-    """Whether the mean of independent estimates lies within some standard errors of the truth, in every column."""
-    e = np.asarray(estimates, float)
-    return np.all(np.abs(e.mean(0) - truth) < sigmas * e.std(0, ddof=1) / np.sqrt(len(e)))
 
 
 @pytest.mark.parametrize("t", [0.0, 0.3, 0.8, 1.0])

@@ -1,14 +1,17 @@
 """Movies follow their dynamics, whose conditional laws are exact, and are read without error; what breaks them is judged wrong."""
 
+import functools
 import itertools
 import json
 import pickle
 from functools import lru_cache
 
 import jax
+import mistakes
 import numpy as np
 import pytest
 from scipy.stats import chisquare
+from worlds import take
 
 from lab.data import movie
 from lab.data._movie_motion import Stage
@@ -24,12 +27,6 @@ def source(split="train", **options):
     return open_source({"name": "movie", **options}, split, "nowhere")
 
 
-def take(given, n):
-    """Its first examples, stacked; strings stay behind."""
-    items = [given[i] for i in range(n)]
-    return {k: np.stack([x[k] for x in items]) for k in items[0] if k != "caption"}
-
-
 TURNS = {"turn": 0.35, "objects": 2, "size": 14, "speeds": 1, "directions": 8}
 SMALL = {"turn": 0.4, "size": 8, "speeds": 1, "frames": 4}
 
@@ -43,12 +40,7 @@ def drawn(n, **options):
     return s, x, np.asarray(made["label"]), s.track(x)
 
 
-def said(**options):
-    """The one line of the UserError that opening raises."""
-    with pytest.raises(UserError) as e:
-        source(**options)
-    assert "\n" not in str(e.value)
-    return str(e.value)
+said = functools.partial(mistakes.said, source)
 
 
 def wave(start, step, room, k):

@@ -1,11 +1,14 @@
 """Scenes are drawn as said, read back without error at every size, and judged at chance where there is nothing to see."""
 
+import functools
 import itertools
 import json
 import pickle
 
+import mistakes
 import numpy as np
 import pytest
+from worlds import take
 
 from lab import find
 from lab.data import _shapes_text as words
@@ -24,18 +27,7 @@ def source(split="train", **options):
     return open_source({"name": "shapes", **options}, split, "nowhere")
 
 
-def take(given, n=64):
-    """Its first examples, stacked; strings stay behind."""
-    items = [given[i] for i in range(n)]
-    return {k: np.stack([x[k] for x in items]) for k in items[0] if k != "caption"}
-
-
-def said(**options):
-    """The one line of the UserError that opening raises."""
-    with pytest.raises(UserError) as e:
-        source(**options)
-    assert "\n" not in str(e.value)
-    return str(e.value)
+said = functools.partial(mistakes.said, source)
 
 
 def trimmed(mask):

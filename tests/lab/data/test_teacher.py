@@ -6,6 +6,7 @@ import pickle
 import jax
 import numpy as np
 import pytest
+from worlds import within
 
 from lab.data import mixture, teacher
 from lab.data.loader import Loader, open_source
@@ -21,12 +22,6 @@ OPTIONS = dict(size=4, channels=1, classes=12, exponent=0.7, noise=0.2)
 def source(split="train", **options):
     """12 templates in 16 dimensions."""
     return Source(split, "", **{**OPTIONS, **options})
-
-
-def within(estimates, truth, sigmas=4.0):
-    """Whether the mean of independent estimates lies within some standard errors of the truth, in every column."""
-    e = np.asarray(estimates, float)
-    return np.all(np.abs(e.mean(0) - truth) < sigmas * e.std(0, ddof=1) / np.sqrt(len(e)))
 
 
 @pytest.mark.parametrize("classes, size, modes", [(12, 4, 11), (40, 4, 16)])

@@ -1,6 +1,5 @@
 """Distances are exact on Gaussians and mixtures of known moments; floors are what theory says; what differs stands above them."""
 
-import functools
 import itertools
 from types import SimpleNamespace
 
@@ -8,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 import scipy.linalg
+from worlds import splits
 
 from lab.data import field, mixture
-from lab.data.loader import open_source
 from lab.errors import UserError
 from lab.evals import distances
 from lab.evals.distance import Judge, flat, principal
@@ -20,12 +19,6 @@ from lab.evals.distances import directions, frechet, frechet_of, kernel, mmd, mo
 def subject(images):
     """What a judge is called with."""
     return SimpleNamespace(samples={"image": np.asarray(images, np.float32), "label": np.zeros(len(images), np.int32)})
-
-
-@functools.cache
-def sources(name="field", **options):
-    """Held-out and training split."""
-    return tuple(open_source({"name": name, **options}, split, "") for split in ("eval", "train"))
 
 
 def covariance(rng, d, rank):
@@ -98,12 +91,12 @@ def test_frechet_of_fields_is_their_exact_w2():
     a, b = field.spectrum(6, 1.0), field.spectrum(6, 3.0)
     zero = np.zeros(36)
     assert frechet(zero, circulant(a), zero, circulant(b)) == pytest.approx(field.wasserstein(a, b) ** 2, rel=1e-12)
-    x, y = (np.asarray(sources(size=6, exponent=e)[0].generate(jax.random.key(i), 10000)["image"]) for i, e in enumerate((1.0, 3.0)))
+    x, y = (np.asarray(splits(size=6, exponent=e)[0].generate(jax.random.key(i), 10000)["image"]) for i, e in enumerate((1.0, 3.0)))
     assert frechet_of(flat(x), flat(y)) == pytest.approx(field.wasserstein(a, b) ** 2, rel=0.02)
 
 
 def test_frechet_between_mixtures_is_that_of_their_moments():
-    s = sources("mixture", size=3, channels=1, classes=2, rank=2)[0]
+    s = splits("mixture", size=3, channels=1, classes=2, rank=2)[0]
     m = s.mixture
     w = np.exp(m.log_weight)
     mean = w @ m.mean
@@ -247,12 +240,12 @@ def test_components_are_those_of_most_variance():
 
 def draws(n, key=0, name="field", **options):
     """Fresh examples of a world."""
-    return np.asarray(sources(name, **options)[0].generate(jax.random.key(key), n)["image"])
+    return np.asarray(splits(name, **options)[0].generate(jax.random.key(key), n)["image"])
 
 
 @pytest.mark.parametrize("features", ["raw", "pca", lambda x: x.reshape(len(x), -1)[:, ::2], np.eye(64)[:, ::7]])
 def test_fresh_draws_are_at_the_floor_and_others_above_it(features):
-    judge = Judge(*sources(size=8), features=features, components=10, n=1000, projections=64, floors=3)
+    judge = Judge(*splits(size=8), features=features, components=10, n=1000, projections=64, floors=3)
     fresh, shifted, rough = (judge(subject(x)) for x in (draws(500, size=8), draws(500, size=8) + 0.3, draws(500, size=8, exponent=0.0)))
     for name in ("frechet", "kernel", "sliced"):
         floor = fresh[f"distance_{name}_floor"]
@@ -267,7 +260,7 @@ def test_fresh_draws_are_at_the_floor_and_others_above_it(features):
 
 
 def test_the_floor_is_what_theory_says():
-    real, train = sources(size=8)
+    real, train = splits(size=8)
     judge = Judge(real, train, features="raw", n=1000, projections=8, floors=4)
     got = judge(subject(draws(2000, size=8)))
     truth = floor_in_theory(real.power.ravel(), 2000, 1000)
@@ -327,7 +320,7 @@ def test_a_floor_wants_as_many_other_real_pictures():
     ],
 )
 def test_bad_options_are_named(options, said):
-    given = sources(**{"name": "field", **options.pop("source", {})})
+    given = splits(**{"name": "field", **options.pop("source", {})})
     with pytest.raises(UserError, match=said):
         Judge(*given, **options)
 

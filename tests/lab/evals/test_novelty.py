@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from worlds import splits
 
-from lab.data.loader import open_source
 from lab.errors import UserError
 from lab.evals import novelty
 from lab.evals.novelty import Judge, nearest, prints
@@ -19,15 +19,9 @@ def subject(images, labels=None):
     return SimpleNamespace(samples={"image": np.asarray(images, np.float32), "label": labels})
 
 
-@functools.cache
-def sources(name="field", **options):
-    """Held-out and training split."""
-    return tuple(open_source({"name": name, **options}, split, "") for split in ("eval", "train"))
-
-
 def draws(n, key=0, **options):
     """Fresh examples of a world."""
-    return np.array(sources(**options)[0].generate(jax.random.key(key), n)["image"])
+    return np.array(splits(**options)[0].generate(jax.random.key(key), n)["image"])
 
 
 def read(source, n):
@@ -38,12 +32,12 @@ def read(source, n):
 @functools.cache
 def judge():
     """A judge of fields with 300 training examples."""
-    return Judge(*sources(size=6, examples=300))
+    return Judge(*splits(size=6, examples=300))
 
 
 @pytest.mark.parametrize("copied", [0, 50, 137, 200])
 def test_planted_copies_are_counted_exactly(copied):
-    train = sources(size=6, examples=300)[1]
+    train = splits(size=6, examples=300)[1]
     images = np.concatenate([read(train, copied), draws(200 - copied, size=6)]) if copied else draws(200, size=6)
     got = judge()(subject(images))
     assert got["novelty_new"] == (200 - copied) / 200
@@ -67,7 +61,7 @@ def test_planted_repeats_are_counted_exactly(repeated):
 
 
 def test_copies_of_eight_bits_are_found_within_rounding():
-    real, train = sources("shapes", size=8, examples=60)
+    real, train = splits("shapes", size=8, examples=60)
     images = read(train, 60) / 127.5 - 1
     rng = np.random.default_rng(0)
     near = Judge(real, train)(subject(images + rng.uniform(-0.45, 0.45, images.shape) / 127.5))
@@ -99,7 +93,7 @@ def test_fresh_draws_have_ratio_one_within_its_interval():
 
 
 def test_near_copies_and_garbage_lie_on_either_side_of_fresh_draws():
-    train = sources(size=6, examples=300)[1]
+    train = splits(size=6, examples=300)[1]
     near = judge()(subject(read(train, 200) + 0.05 * np.random.default_rng(0).standard_normal((200, 6, 6, 1))))
     garbage = judge()(subject(3 * np.random.default_rng(0).standard_normal((200, 6, 6, 1))))
     assert near["novelty_new"] == garbage["novelty_new"] == garbage["novelty_unique"] == 1
@@ -110,7 +104,7 @@ def test_near_copies_and_garbage_lie_on_either_side_of_fresh_draws():
 
 
 def test_validity_is_what_the_sources_own_oracle_says():
-    real, train = sources("shapes")
+    real, train = splits("shapes")
     items = [real[i] for i in range(80)]
     images, labels = np.stack([x["image"] for x in items]) / 127.5 - 1, np.array([x["label"] for x in items])
     labels[:20] = (labels[:20] + 1) % 36
@@ -149,7 +143,7 @@ def test_held_out_copies_leave_no_ratio_and_ties_count_half():
 
 def test_an_endless_training_set_is_searched_in_part(monkeypatch):
     monkeypatch.setattr(novelty, "SEARCH", 299)
-    real, train = sources(size=6, examples=300)
+    real, train = splits(size=6, examples=300)
     got = Judge(real, train, n_train=100)(subject(read(train, 300)))
     assert got["novelty_searched"] == 100
     assert got["novelty_new"] == pytest.approx(2 / 3)
@@ -165,6 +159,6 @@ def test_nearest_is_the_least_distance(monkeypatch):
 
 def test_bad_options_are_named():
     with pytest.raises(UserError, match=r"novelty.n_train=1 must be a whole number from 2"):
-        Judge(*sources(), n_train=1)
+        Judge(*splits(), n_train=1)
     with pytest.raises(UserError, match="judge 'novelty' judges pictures, which source 'causal' has not"):
-        Judge(*sources("causal"))
+        Judge(*splits("causal"))
