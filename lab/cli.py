@@ -91,6 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     take.add_argument("--allow-extra", action="store_true", help="leave tensors that the model has no place for")
     about = "of the objective's section, such as name=flow, in place of the format's own"
     take.add_argument("--objective", action="append", default=[], metavar="KEY=VALUE", help=about)
+    about = "of the section of the data that they were trained on, such as name=shapes, for prompts, palette and judges"
+    take.add_argument("--data", action="append", default=[], metavar="KEY=VALUE", help=about)
+    take.add_argument("--data-dir", default="data", help="--data: where it lies (default: data)")
     give = command("export", _export, "write a study's weights in a published format, with their parametrization", "what", "weights")
     give.add_argument("study", help="folder of a study")
     give.add_argument("--to", required=True, help="folder to make")
@@ -200,7 +203,7 @@ def _audit(args: argparse.Namespace) -> int:
     dims, wrong, several = study.train.dims, 0, kinds(study)
     for arm, config in several.items():
         if len(several) == 1:
-            config = study.config | {k: config[k] for k in study.experiment.sections}
+            config = study.config | {k: config[k] for k in study.experiment.sections if k in config}
         else:
             print(f"{arm}:")
         small = audit.rows(config, dims)
@@ -278,6 +281,9 @@ def _status(args: argparse.Namespace) -> None:
 def _report(args: argparse.Namespace) -> None:
     from lab import report
 
+    if said := report.imported(Path(args.study)):
+        print(said)
+        return
     page = report.report(Path(args.study), Path(args.out) if args.out else None)
     print(report.headline(Path(args.study)))
     print(f"report: {page}")
@@ -302,13 +308,18 @@ def _sample(args: argparse.Namespace) -> None:
     study.sampler_options(found.program.objective, options, "sample.options")
     about = found.about
     told = f"{args.n} samples of trial {about['trial']} ({about['arm']}, {about['population']}"
-    console.print(f"compiling the sampler of trial {about['trial']} and drawing {args.n} samples", markup=False)
+    said = f"compiling the sampler of trial {about['trial']} and drawing {args.n} samples"
     if args.judge:
+        console.print(said, markup=False)
         print(f"{told}{''.join(f'; {k} {v}' for k, v in options.items())})")
         for column, value in study.judged(found, train, held, args.judge, args.n, options).items():
             print(f"{column:24} {value:.6g}")
         return
-    cond, names = study.prompted(found, held, args.prompt, args.n) if args.prompt else study.asked(info, args.n)
+    if args.prompt:
+        cond, names = study.prompted(found, folder, held, args.prompt, args.n)
+    else:
+        cond, names = study.asked(found, folder, info, args.n)
+    console.print(said, markup=False)
     report.grid(study.sample(found, info, cond, options), names, Path(args.out))
     print(f"{told}): {args.out}")
 
@@ -361,7 +372,8 @@ def _import(args: argparse.Namespace) -> None:
     _weights(args.what)
     from lab import weights
 
-    told = weights.import_weights(Path(args.folder), Path(args.to), args.allow_extra, args.format, dict(map(_option, args.objective)))
+    objective, data = (dict(map(_option, given)) for given in (args.objective, args.data))
+    told = weights.import_weights(Path(args.folder), Path(args.to), args.allow_extra, args.format, objective, data, args.data_dir)
     print("\n".join(told))
 
 

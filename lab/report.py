@@ -314,6 +314,23 @@ def conclusion(f: Findings) -> list[str]:
     return [*_answers(f), *lost, _caveats(f)]
 
 
+def imported(folder: Path) -> str | None:
+    """What a folder of imported weights is and what can be done with it, in a line; None for a study that was trained."""
+    study = record.read_study(folder)
+    if "imported" not in study:
+        return None
+    card = record.read_json(Path(folder) / next(iter(study["populations"])) / "card.json")
+    data, lacks = study["config"]["data"]["name"], study["imported"]["lacks"]
+    known = "their data unknown" if data == "imported" else f"their data {data}"
+    draws = f"`lab sample {folder}` draws from them"
+    if lacks:
+        draws = f"there is no {' and no '.join(lacks)} to sample with: import them again with --data name=SOURCE --data KEY=VALUE ..."
+    return (
+        f"{study['imported']['origin']}: {study['config']['model']['name']} of {card['parameters']:,} parameters, {known}; imported and not "
+        f"trained here, so there are no losses to report; {draws}; `lab export weights {folder} --to OUT` writes them"
+    )
+
+
 def headline(folder: Path) -> str:
     """The conclusion in at most three lines."""
     said = conclusion(find(Path(folder)))

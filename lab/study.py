@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,11 +22,12 @@ from lab import axes, cost, find, parametrization, record
 from lab import population as populations
 from lab.axes import Dims
 from lab.checkpoint import Checkpoints
-from lab.data.loader import decode, fetch, open_source
+from lab.data.loader import decode, fetch, numeric, open_source, within
 from lab.errors import UserError, unknown
 from lab.evals.subject import open_judges
 from lab.judging import Judging, Painter
 from lab.log import Progress
+from lab.objectives import conditions
 from lab.optim import TRACED
 from lab.population import Population, Trial
 from lab.train import Program
@@ -53,8 +55,11 @@ DEFAULTS = {
     "run": {"mesh": {}, "rules": {"batch": "data"}, "chunk": 0, "checkpoint_seconds": 60.0, "data_dir": "data", "workers": 0},
 }
 OPEN = ("model", "base", "objective", "data", "sample.options", "judge.options", "run.mesh", "run.rules")  # sections with keys of their own
-SECTIONS = ("model", "objective")  # what a sweep may set whole, so that arms are of different families
+# what a sweep may set whole, so that arms are of different families, each drawn from by options of its own
+SECTIONS = ("model", "objective", "sample.options")
 METRICS = ("eval_loss", "eval_ema")
+IMPORTED = "imported"  # name in a config's section data where weights came without their data
+PROMPTS = "prompts.npz"  # features of a study's prompts, which are too many numbers for study.json
 NUMBERS = 2  # raised where the same config computes something else. 2: sine-cosine positions have the column first
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -196,21 +201,32 @@ def expand(experiment: Experiment, data_print: str) -> list[Trial]:
         _counts(full)
         parametrization.table(**full["parametrization"])  # its name is checked before anything is traced
         trial = Trial(identity(full, data_print), arm, full, point)
+        if trials.get(trial.id, trial).config["sample"] != full["sample"]:
+            raise UserError(
+                "two points of the sweep differ in sample.options alone, which change no training, so they are one trial; expected one, and "
+                "`lab sample DIR --option KEY=VALUE` to draw from it otherwise"
+            )
         trials[trial.id] = trial
     return list(trials.values())
 
 
 def _at(config: dict, point: dict[str, Any], sections: list[str]) -> dict:
-    """The complete config at a point of a sweep; of `sections` that it names, none of the config's own keys are left.
+    """The complete config at a point of a sweep; of `sections` that it sets whole, none of the config's own keys are left.
 
     A point's `arm` names it and changes nothing.
     """
-    out = ConfigDict({**config, **{s: {} for s in sections if f"{s}.name" in point}})
-    for key, value in point.items():
+    out = ConfigDict(config)
+    replaced = {s: {} for s in sections if _whole(s, point)}
+    for key, value in (replaced | point).items():
         parent, _, leaf = key.rpartition(".")
         if key != "arm":
             _set(out[parent] if parent else out, leaf, value, key)
     return out.to_dict()
+
+
+def _whole(section: str, point: dict[str, Any]) -> bool:
+    """Whether a point sets a section whole: one of a part's keys has its name; options of a sampler have no name, and stand together."""
+    return f"{section}.name" in point or (section == "sample.options" and any(f"{k}.".startswith("sample.options.") for k in point))
 
 
 def identity(config: dict, data_print: str) -> str:
@@ -292,7 +308,7 @@ def held_out(config: dict, source: Any) -> dict[str, np.ndarray]:
     batch = min(e["batch"], n)
     rows = np.random.default_rng(0).permutation(len(source))[: n // batch * batch]
     items = [source[int(i)] for i in rows]
-    arrays = {k: np.stack([item[k] for item in items]) for k, v in items[0].items() if np.asarray(v).dtype.kind in "iufb"}
+    arrays = within({k: np.stack([item[k] for item in items]) for k, v in items[0].items() if np.asarray(v).dtype.kind in "iufb"}, source)
     return {k: v.reshape(-1, batch, *v.shape[1:]) for k, v in arrays.items()}
 
 
@@ -328,8 +344,10 @@ class Study:
             self._check_same()
         self.packs = self._packs()
         programs = [populations.build(p[0].config, self.train.dims) for p in self.packs.values()]
-        for p in programs:
-            sampler_options(p.objective, self.config["sample"]["options"], "sample.options")
+        several = len({type(p.objective) for p in programs}) > 1
+        for p, (first, *_) in zip(programs, self.packs.values(), strict=True):
+            what = "sample.options" + f" (arm {first.arm})" * several
+            sampler_options(p.objective, first.config["sample"]["options"], what)
         check_ladder([(p.model, p.dims) for p in programs])
 
     def _check_same(self) -> None:
@@ -378,7 +396,7 @@ class Study:
         return Trial(trial_id, t["arm"], config, t["point"])
 
     def describe(self) -> dict:
-        """study.json: everything a reader needs, and no absolute path."""
+        """study.json: everything a reader needs, and no absolute path; features of prompts are written beside it."""
         trials, pops = self.known.get("trials", {}), self.known.get("populations", {})
         for name, group in self.packs.items():
             pops[name] = {"trials": [t.id for t in group], "chunk": len(group)}
@@ -397,16 +415,8 @@ class Study:
                 "populations": pops,
                 "versions": versions(),
             },
-            "data": {**self.train.info, "dims": self.train.dims, "eval_examples": len(self.held), **self._shown()},
+            "data": about_data(self.folder, self.train, self.held, self.config["sample"]["n"], self.known.get("data", {})),
         }
-
-    def _shown(self) -> dict:
-        """What samples are drawn with where the data is not at hand: the shape of every array of an example, and the prompts."""
-        item, n = self.held[0], self.config["sample"]["n"]
-        told = {"shapes": {k: list(np.shape(v)) for k, v in item.items() if not isinstance(v, str)}}
-        before = self.known.get("data", {}).get("prompts", {"names": ()})  # of the same data
-        again = before if len(before["names"]) == n else None
-        return told | ({"prompts": again or prompts(self.held, n)} if n and "text" in item else {})
 
     def example(self) -> dict[str, np.ndarray]:
         """One small batch [2, ...], for tracing."""
@@ -475,8 +485,9 @@ class Study:
         shown = self.config["sample"]
         try:
             found = restored(folder)
-            cond, names = asked(told["data"], shown["n"])
-            images, about = sample(found, told["data"], cond, shown["options"]), {**found.about, "names": names, **shown["options"]}
+            options = self.trials.get(found.about["trial"], found).config["sample"]["options"]
+            cond, names = asked(found, folder, told["data"], shown["n"])
+            images, about = sample(found, told["data"], cond, options), {**found.about, "names": names, **options}
         except UserError as e:  # what is trained is told all the same
             progress.finish(name, f"no samples: {e}")
             return
@@ -590,14 +601,44 @@ def sources(folder: Path, data_dir: str = "") -> tuple[Any, Any]:
     """The two splits of a study's data, train and held-out; UserError where they are no longer what the study was trained on."""
     about = record.read_study(folder)
     config = about["config"]
+    if config["data"]["name"] == IMPORTED:
+        raise UserError(_without_data(folder))
     train, held = (open_source(config["data"], s, data_dir or config["run"]["data_dir"]) for s in ("train", "eval"))
     if train.info["fingerprint"] != about["data"]["fingerprint"]:
         raise UserError(f"study {str(folder)!r} was trained on other data than {train.info['origin']!r} now is; its fingerprint differs")
     return train, held
 
 
-def prompts(source: Any, n: int) -> dict[str, list]:
-    """Conditions to draw `n` samples by: classes in turn, each with the text of held-out examples of its own; and their names.
+def _without_data(folder: Path) -> str:
+    return (
+        f"{str(folder)!r} holds weights that were imported without their data, so it has no prompts, palette or real examples; import them "
+        "again with --data name=SOURCE --data KEY=VALUE ..., the data that they were trained on"
+    )
+
+
+def about_data(folder: Path, train: Any, held: Any, n: int, before: dict) -> dict[str, Any]:
+    """What a study says of its data, and what samples are drawn with where that is not at hand: shapes of an example's arrays, `n` prompts.
+
+    Features of prompts are written to the folder. `before` is what the same study said earlier, whose prompts are kept.
+    """
+    item = held[0]
+    told = {**train.info, "dims": train.dims, "eval_examples": len(held)}
+    told["shapes"] = {k: list(np.shape(v)) for k, v in item.items() if not isinstance(v, str)}
+    if not n or "text" not in item:
+        return told
+    kept = before.get("prompts", {"names": ()})
+    if len(kept["names"]) == n and ("text" in kept or (folder / PROMPTS).exists()):
+        return told | {"prompts": kept}
+    found = prompts(held, n)
+    if features := {k: found.pop(k) for k in ("text", "pooled") if k in found and found[k].dtype.kind == "f"}:
+        temporary = folder / f".{PROMPTS}"  # savez would give another ending a second one
+        np.savez_compressed(temporary, **features)
+        temporary.rename(folder / PROMPTS)
+    return told | {"prompts": {k: np.asarray(v).tolist() for k, v in found.items()}}
+
+
+def prompts(source: Any, n: int) -> dict[str, Any]:
+    """Conditions [n, ...] to draw samples by: classes in turn, each with the text of held-out examples of its own; and their names.
 
     A class that none of some hundred examples shows has no turn.
     """
@@ -605,13 +646,15 @@ def prompts(source: Any, n: int) -> dict[str, list]:
     found: dict[int, list[dict]] = {}
     for i in np.random.default_rng(1).permutation(len(source))[: max(512, 8 * n)]:
         item = source[int(i)]
+        within(numeric(item), source)
         found.setdefault(int(item["label"]), []).append(item)
         if all(len(found.get(k, ())) >= -(-n // len(first)) for k in first):
             break
     at = sorted(found)[:n]
     turn = [found[k][j % len(found[k])] for i in range(n) for k, j in [(at[i % len(at)], i // len(at))]]
     names = [x.get("caption") or source.info["class_names"][int(x["label"])] for x in turn]
-    return {"label": [int(x["label"]) for x in turn], "text": [np.asarray(x["text"]).tolist() for x in turn], "names": names}
+    given = [conditions.known(x) for x in turn]
+    return {k: np.stack([g[k] for g in given]) for k in given[0]} | {"names": names}
 
 
 def picture(item: dict, info: dict) -> np.ndarray:
@@ -619,31 +662,83 @@ def picture(item: dict, info: dict) -> np.ndarray:
     return item["image"] if "image" in item else np.asarray(info["palette"], np.uint8)[item["tokens"]]
 
 
-def asked(info: dict, n: int) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Conditions [n, ...] to sample by, and a name for each: a study's prompts in turn, or its classes."""
+def lacks(program: Program, info: dict) -> list[str]:
+    """Of 'palette' and 'prompts', what pictures of a model need and the `info` of its data lacks."""
+    needed = {"palette": program.objective.makes != "image", "prompts": "text" in program.model.takes}
+    return [k for k, wanted in needed.items() if wanted and k not in info]
+
+
+def _check_drawn(found: Restored, folder: Path, info: dict, given: tuple[str, ...] = ()) -> None:
+    """UserError where pictures of a model lack something beside what is `given`."""
+    if not (lacking := [k for k in lacks(found.program, info) if k not in given]):
+        return
+    if found.config["data"]["name"] == IMPORTED:
+        raise UserError(_without_data(folder))
+    if "palette" in lacking:
+        makes = found.program.objective.makes
+        raise UserError(f"samples are {makes} that no palette of the source makes into pictures; judge them by --judge instead")
+    name = found.config["model"]["name"]
+    raise UserError(f"model {name!r} reads text, and the study keeps no prompts (sample.n=0); give --prompt, or run with a larger sample.n")
+
+
+def asked(found: Restored, folder: Path, info: dict, n: int) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Conditions [n, ...] to sample by, and a name for each: a study's prompts in turn, or its classes.
+
+    Raises:
+      UserError: the model reads text and there are no prompts, or what it draws cannot be made a picture.
+    """
+    _check_drawn(found, folder, info)
     if "prompts" in info:
-        turn = {k: [v[i % len(v)] for i in range(n)] for k, v in info["prompts"].items()}
-        names = turn.pop("names")
-        return {k: np.array(v, np.float32 if np.asarray(v).dtype.kind == "f" else np.int32) for k, v in turn.items()}, names
+        told, names = _told(folder, info["prompts"])
+        rows = np.arange(n) % len(names)
+        return {k: v[rows] for k, v in told.items()}, [names[i] for i in rows]
     labels = np.arange(n, dtype=np.int32) % info["classes"]
     return {"label": labels}, [info["class_names"][i] for i in labels]
 
 
-def prompted(found: Restored, source: Any, texts: list[str], n: int) -> tuple[dict[str, np.ndarray], list[str]]:
-    """`asked` of captions in turn, with no label beside them; UserError where the model reads none or the source has no tokens for one."""
+def _told(folder: Path, kept: dict) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The conditions and names of the prompts of study.json, with the features beside it."""
+    told = {k: np.asarray(v) for k, v in kept.items() if k != "names"}
+    told = {k: v.astype(np.float32 if v.dtype.kind == "f" else np.int32) for k, v in told.items()}
+    if "text" not in told:
+        try:
+            with np.load(folder / PROMPTS) as features:
+                told |= dict(features)
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile):
+            raise UserError(
+                f"file {str(folder / PROMPTS)!r}, the features of the study's prompts, is missing or damaged; restore it, or delete it and run "
+                "the study again, which makes it anew"
+            ) from None
+    return told, kept["names"]
+
+
+def prompted(found: Restored, folder: Path, source: Any, texts: list[str], n: int) -> tuple[dict[str, np.ndarray], list[str]]:
+    """`asked` of captions in turn, with no label beside them; of a source that gives features, whose encoder is elsewhere, its prompts alone.
+
+    UserError where the model reads no text, or for a text that the source has no tokens or features of.
+    """
     if "text" not in (takes := found.program.model.takes):
         raise UserError(f"--prompt: model {found.config['model']['name']!r} of this study reads no text; it takes {', '.join(takes)}")
-    if not hasattr(source, "encode"):
-        raise UserError(f"--prompt: the source {source.info['origin']!r} makes no tokens of a text")
-    names = [texts[i % len(texts)] for i in range(n)]
-    return {"label": np.full(n, -1, np.int32), "text": np.stack([source.encode(t) for t in names])}, names
+    info = record.read_study(folder)["data"]
+    _check_drawn(found, folder, info, given=("prompts",))
+    names, origin, kept = [texts[i % len(texts)] for i in range(n)], source.info["origin"], info.get("prompts")
+    if hasattr(source, "encode"):
+        given = {"text": np.stack([source.encode(t) for t in names])}
+    elif kept is None:
+        raise UserError(f"--prompt: the source {origin!r} makes no tokens of a text")
+    else:
+        told, known = _told(folder, kept)
+        if odd := [t for t in texts if t not in known]:
+            raise unknown(
+                f"--prompt: {origin!r} has features of texts and no encoder for others than the study's own; prompt", odd[0], known
+            )
+        given = {k: v[[known.index(t) for t in names]] for k, v in told.items()}
+    return {**given, "label": np.full(n, -1, np.int32)}, names
 
 
 def sample(found: Restored, info: dict, cond: dict[str, np.ndarray], options: dict) -> np.ndarray:
     """uint8 images [n, h, w, c] of restored weights, one for each of the conditions [n, ...]; `info` is the data's of study.json."""
     makes = found.program.objective.makes
-    if makes != "image" and "palette" not in info:
-        raise UserError(f"samples are {makes} that no palette of the source makes into pictures; judge them by --judge instead")
     painter = Painter(found.program, info.get("shapes", info)[makes], options, palette=info.get("palette"))
     images = painter.samples(jax.tree.map(lambda x: x[None], found.weights), cond)["image"][0]
     return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)

@@ -12,6 +12,7 @@ import numpy as np
 from lab import axes, cost, find, parametrization, record, study
 from lab import population as populations
 from lab.checkpoint import Checkpoints
+from lab.data.loader import open_source
 from lab.errors import UserError, unknown
 from lab.files import sha256
 from lab.formats import rules, tensors
@@ -22,20 +23,30 @@ NATIVE = "native"  # the format that holds every model
 KEPT = ("base", "objective", "parametrization")  # sections of a config that the card carries over
 
 
-def import_weights(source: Path, to: Path, allow_extra: bool = False, form: str = "", objective: dict | None = None) -> list[str]:
+def import_weights(
+    source: Path,
+    to: Path,
+    allow_extra: bool = False,
+    form: str = "",
+    objective: dict | None = None,
+    data: dict | None = None,
+    data_dir: str = "data",
+) -> list[str]:
     """Make the folder `to`, which reads like a study of one finished trial, from a published folder; returns what to tell the user.
 
-    `form` names the format (lab/formats) where config.json does not; `objective` takes the place of the format's own section.
+    `form` names the format (lab/formats) where config.json does not; `objective` takes the place of the format's own section. `data` is
+    the section of the source that the weights were trained on, which gives the folder prompts, palette and real examples.
 
     Raises:
-      UserError: no known format, damaged files, or tensors that do not fit the model.
+      UserError: no known format, damaged files, tensors that do not fit the model, or data of other sizes.
     """
     source, to = Path(source), Path(to)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"--to={str(to)!r} exists and is not empty; choose another folder")
     theirs = record.read_json(source / "config.json")
-    if objective and "name" not in objective:
-        raise UserError(f"--objective names none; expected name=..., of: {', '.join(find.names('lab.objectives'))}")
+    for option, given, package in (("--objective", objective, "lab.objectives"), ("--data", data, "lab.data")):
+        if given and "name" not in given:
+            raise UserError(f"{option} names none; expected name=..., of: {', '.join(find.names(package))}")
     name = form or _by_class(theirs, source)
     format = _format(name)
     try:
@@ -50,15 +61,36 @@ def import_weights(source: Path, to: Path, allow_extra: bool = False, form: str 
     if objective:
         sections["objective"] = objective
     dims = sections.pop("data")
-    config = {**json.loads(json.dumps(study.DEFAULTS)), **sections, "data": {"name": "imported"}}
+    splits = [open_source(data, s, data_dir) for s in ("train", "eval")] if data else None
+    if splits:
+        dims = _agreed(dims, data["name"], splits[0].dims, sections["model"]["name"])
+    config = {**json.loads(json.dumps(study.DEFAULTS)), **sections, "data": data or {"name": study.IMPORTED}}
+    config["run"]["data_dir"] = data_dir
     program = populations.build(config, dims)
     files = tensors.Tensors(source)
     arrays, extra = rules.apply(format.rules(_complete(config, dims, program)), files, program.model, program.dims, allow_extra)
     trial = hashlib.sha256("".join(map(sha256, files.files)).encode()).hexdigest()[:12]
-    _write(to, trial, config, dims, program, arrays, f"weights of {source.resolve().name!r} in the format {name!r}")
+    origin = f"weights of {source.resolve().name!r} in the format {name!r}"
+    lacks = _write(to, trial, config, dims, program, arrays, origin, splits)
     count = sum(cost.parameters(program.model).values())
     told = [f"{len(files) - len(extra)} tensors of the format {name!r} -> {len(arrays)} weights, {count:,} parameters: {to}"]
+    if lacks:
+        told.append(f"no {' and no '.join(lacks)} to sample with: --data name=SOURCE --data KEY=VALUE ... tells the data")
     return told + [f"left: {n} {list(files[n].shape)}" for n in extra]
+
+
+def _agreed(dims: dict[str, int], name: str, given: dict[str, int], model: str) -> dict[str, int]:
+    """The sizes that weights are of, `length` as the source gives it; UserError for one that the model reads and the source has otherwise.
+
+    Where no weight depends on the length of a text, its format makes one up; where one does, its shape tells.
+    """
+    knobs, out = find.arguments(find.module("lab.models", model).Model.axes), dict(dims)
+    for key in [k for k in dims if k in knobs]:
+        if key not in given or (given[key] != dims[key] and key != "length"):
+            gives = f"gives as {given[key]}" if key in given else "does not give"
+            raise UserError(f"--data: the weights are of {key}={dims[key]}, which source {name!r} {gives}")
+        out[key] = given[key]
+    return out
 
 
 def export_weights(folder: Path, to: Path, trial: str = "", form: str = "") -> list[str]:
@@ -152,8 +184,20 @@ def _complete(config: dict, dims: dict[str, int], program: Program) -> dict:
     return {**config, "model": {**defaults, **config["model"], **told}, "data": dims}
 
 
-def _write(to: Path, trial: str, config: dict, dims: dict, program: Program, arrays: dict[str, np.ndarray], origin: str) -> None:
-    """A study of one population of one trial that is done: study.json, config, card, a row, weights, done.json, in this order."""
+def _write(
+    to: Path,
+    trial: str,
+    config: dict,
+    dims: dict,
+    program: Program,
+    arrays: dict[str, np.ndarray],
+    origin: str,
+    splits: list | None,
+) -> list[str]:
+    """A study of one population of one trial that is done: config, card, a row, weights, done.json and study.json, in this order.
+
+    Returns what samples of it lack (study.lacks).
+    """
     name, arm = f"imported-{trial[:8]}", "imported"
     folder = to / name
     folder.mkdir(parents=True)
@@ -172,9 +216,14 @@ def _write(to: Path, trial: str, config: dict, dims: dict, program: Program, arr
     store.wait()
     store.close()
     record.write_json(folder / "done.json", {"trials": [trial], "diverged": [], "weights": True})
-    image = {"image": [dims["image"], dims["image"], dims["channels"]]} if "image" in dims else {}
-    classes = dims.get("classes", 1)
-    data = {**image, "shapes": image, "classes": classes, "class_names": [str(i) for i in range(classes)], "dims": dims}
+    if splits:
+        data = {**study.about_data(to, *splits, config["sample"]["n"], {}), "dims": dims}
+    else:
+        image = {"image": [dims["image"], dims["image"], dims["channels"]]} if "image" in dims else {}
+        classes = dims.get("classes", 1)
+        data = {**image, "shapes": image, "classes": classes, "class_names": [str(i) for i in range(classes)], "dims": dims}
+        data |= {"origin": origin, "fingerprint": trial, "examples": 0, "eval_examples": 0}
+    lacks = study.lacks(program, data)
     trials = {trial: {"arm": arm, "seed": 0, "steps": 0, "point": {}, "population": name}}
     record.write_json(
         to / "study.json",
@@ -188,6 +237,7 @@ def _write(to: Path, trial: str, config: dict, dims: dict, program: Program, arr
                 "trials": trials,
                 "populations": {name: {"trials": [trial], "chunk": 1}},
             },
-            **{"versions": study.versions(), "data": {**data, "origin": origin, "fingerprint": trial, "examples": 0, "eval_examples": 0}},
+            **{"versions": study.versions(), "data": data, "imported": {"origin": origin, "lacks": lacks}},
         },
     )
+    return lacks

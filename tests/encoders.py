@@ -26,10 +26,10 @@ class Source:
 
 
 def half(batch):
-    """Means of 2 x 2 pixels, and a feature, by jax."""
+    """Means of 2 x 2 pixels, and a text of one word with two features, by jax."""
     x = batch["image"].astype(jnp.float32) / 128 - 1
     means = x.reshape(-1, 2, 2, 2, 2, 2).mean((2, 4))
-    return {"image": means, "text": jnp.stack([x[:, 0, 0, 0], batch["label"]], 1)}
+    return {"image": means, "text": jnp.stack([x[:, 0, 0, 0], batch["label"]], 1)[:, None]}
 
 
 def tokens(batch):
@@ -39,9 +39,9 @@ def tokens(batch):
 
 
 def ragged(batch):
-    """As many numbers as the longest caption of the batch has letters, by numpy."""
+    """As many words as the longest caption of the batch has letters, by numpy."""
     longest = max(map(len, batch["caption"]))
-    return {"image": np.zeros((len(batch["image"]), 2, 2, 1), np.float32), "text": np.zeros((len(batch["image"]), longest), np.int32)}
+    return {"image": np.zeros((len(batch["image"]), 2, 2, 1), np.float32), "text": np.zeros((len(batch["image"]), longest, 1), np.float32)}
 
 
 def both(batch):

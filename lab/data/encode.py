@@ -7,7 +7,7 @@ a rerun after any kind of end keeps the shards whose checksum holds, does the re
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from rich.progress import track
 from lab import find
 from lab.data import shards
 from lab.data.loader import CORES, open_source, shown
-from lab.data.mapped import Function, function_digest, function_name, outputs, read_batch
+from lab.data.mapped import Function, checked_palette, function_digest, function_name, outputs, read_batch
 from lab.data.moments import Moments
 from lab.data.stored import writing
 from lab.errors import UserError, unknown
@@ -55,6 +55,7 @@ def write(
     scale: float = 1.0,
     shift: float = 0.0,
     vocabulary: int = 0,
+    palette: Sequence | None = None,
     batch: int = 64,
     shard_examples: int = 8192,
     devices: int = 0,
@@ -63,8 +64,9 @@ def write(
     """Write the first `examples` (0: all) of a source as a split of an encoded set, or go on with it; returns the folder.
 
     `function` maps a batch {name: array [batch, ...], caption: list} to arrays [batch, ...], of which 'image' or 'tokens' is what a model
-    sees. It runs on `devices` devices (0: all) where jax can trace it; then it gets no captions. A reader multiplies images by
-    `scale` after taking off `shift`.
+    sees, and 'text' [batch, length, features] what it reads; features that are all zero are no word. It runs on `devices` devices (0: all)
+    where jax can trace it; then it gets no captions. A reader multiplies images by `scale` after taking off `shift`. `palette`
+    [vocabulary, channels] holds the colour, 0 to 255, of every token, where tokens are pixels.
     """
     for key, value, least in (
         ("batch", batch, 1),
@@ -86,6 +88,7 @@ def write(
             **{"encoder": name or called, "function": called, "function_digest": function_digest(function)},
             **{"source": {k: source.info[k] for k in ("fingerprint", "origin")}, "scale": scale, "shift": shift, "vocabulary": vocabulary},
             **{"fields": fields, "captions": "caption" in first, "batch": batch, "shard_examples": shard_examples, "examples": n},
+            **({} if palette is None else {"palette": checked_palette(palette, vocabulary, fields)}),
         }
         about = {"class_names": list(source.info["class_names"]), "device": jax.devices()[0].device_kind, "devices": run.devices}
         card = _begin(folder, {"format": 1, "made": made, **about, "complete": False, "moments": {}, "shards": []})
@@ -191,7 +194,7 @@ def _moments(folder: Path, card: dict) -> dict[str, dict]:
 def encode(config: dict, data_dir: str, spec: str, to: str, eval_examples: int = 0, **options: Any) -> Path:
     """Both splits of the source of a `data` section through the function that `spec` (FILE.py:FUNCTION) names; returns the set's folder.
 
-    The file may say NAME, SCALE, SHIFT and VOCABULARY; the first `eval_examples` (0: all) of eval are kept.
+    The file may say NAME, SCALE, SHIFT, VOCABULARY and PALETTE; the first `eval_examples` (0: all) of eval are kept.
     """
     file, _, name = spec.rpartition(":")
     if not file or not name:
@@ -205,7 +208,7 @@ def encode(config: dict, data_dir: str, spec: str, to: str, eval_examples: int =
     if not callable(getattr(module, name, None)):
         own = [k for k, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
         raise unknown(f"--with={spec!r}: function", name, own)
-    declared = {"name": "NAME", "scale": "SCALE", "shift": "SHIFT", "vocabulary": "VOCABULARY"}
+    declared = {"name": "NAME", "scale": "SCALE", "shift": "SHIFT", "vocabulary": "VOCABULARY", "palette": "PALETTE"}
     options |= {k: getattr(module, v) for k, v in declared.items() if hasattr(module, v)}
     folder = Path(data_dir) / Path(to).expanduser()
     for split, n in (("train", 0), ("eval", eval_examples)):

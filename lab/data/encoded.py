@@ -80,25 +80,33 @@ class Source:
         self.info = self._info(card, root, lost)
 
     def _dims(self, classes: int) -> dict[str, int]:
-        fields = self._made["fields"]
-        if "image" in fields:
-            side, _, channels = fields["image"]["shape"]
-            return {"image": side, "channels": channels, "classes": classes}
-        shape, vocabulary = fields["tokens"]["shape"], self._made["vocabulary"]
-        square = {"side": shape[0]} if len(shape) == 2 and shape[0] == shape[1] else {}
-        return {**square, "tokens": math.prod(shape), "vocabulary": vocabulary, "classes": classes}
+        shapes = {k: f["shape"] for k, f in self._made["fields"].items()}
+        dims = {"classes": classes}
+        if "image" in shapes:
+            dims |= {"image": shapes["image"][0], "channels": shapes["image"][2]}
+        if "tokens" in shapes:
+            side, *more = shapes["tokens"]
+            dims |= {"side": side} if more == [side] else {}
+            dims |= {"tokens": math.prod(shapes["tokens"]), "vocabulary": self._made["vocabulary"]}
+        if len(shapes.get("text", ())) == 2:  # sets of old may hold other text, which no model reads
+            dims |= dict(zip(("length", "features"), shapes["text"], strict=True))
+        if len(shapes.get("pooled", ())) == 1:
+            dims |= {"pooled_features": shapes["pooled"][0]}
+        return dims
 
     def _info(self, card: dict, root: Path, lost: list[int]) -> dict[str, Any]:
-        made, seen = self._made, "image" if "image" in self.dims else "tokens"
+        made, seen = self._made, [k for k in ("image", "tokens") if k in self._made["fields"]]
         # of both splits, so that a change of what is held out shows too
         cards = {s: _card(root / s) for s in SPLITS if (root / s / CARD).is_file()}
         content = [[s, c["made"], [f["sha256"] for f in c["shards"]]] for s, c in cards.items()]
         fingerprint = hashlib.sha256(json.dumps([content, lost] if lost else content, sort_keys=True).encode()).hexdigest()[:32]
         return {
-            **{seen: made["fields"][seen]["shape"], "classes": self.dims["classes"], "class_names": card["class_names"]},
+            **{k: made["fields"][k]["shape"] for k in seen},
+            **{"classes": self.dims["classes"], "class_names": card["class_names"]},
             **{"examples": len(self), "fingerprint": fingerprint, "origin": f"{made['encoder']} of {made['source']['origin']}"},
             **{"best_loss": None, "encoder": made["encoder"], "scale": made["scale"], "shift": made["shift"]},
-            **{"moments": card["moments"].get(seen), "skipped": len(lost)},
+            **{"moments": card["moments"].get(seen[0]), "skipped": len(lost)},
+            **({"palette": made["palette"]} if "palette" in made else {}),
         }
 
     def __len__(self) -> int:

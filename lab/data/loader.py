@@ -21,6 +21,8 @@ from lab import find
 from lab.errors import UserError, unknown
 from lab.log import console
 
+# what of an example is an index: the size in dims that it lies below, and the least it may be (a label below zero is none)
+INDICES = {"tokens": ("vocabulary", 0), "text": ("words", 0), "label": ("classes", -1)}
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
@@ -45,10 +47,27 @@ def numeric(item: dict) -> dict[str, np.ndarray]:
     return {k: v for k, v in arrays.items() if v.dtype.kind in "iufb"}
 
 
+def within(arrays: dict[str, np.ndarray], source: Any) -> dict[str, np.ndarray]:
+    """Arrays of examples, as they are; UserError for tokens, words or labels outside what the source says there are.
+
+    A device would read another row of a table without a word.
+    """
+    dims = getattr(source, "dims", {})
+    for key, (size, least) in INDICES.items():
+        x = arrays.get(key)
+        if x is None or size not in dims or x.dtype.kind not in "iu" or not x.size:
+            continue
+        if x.min() < least or x.max() >= dims[size]:
+            raise UserError(
+                f"the data's {key!r} lie in {x.min()}..{x.max()}; expected {least} to {dims[size] - 1}, as the source says {size}={dims[size]}"
+            )
+    return arrays
+
+
 def decode(source: Any, memory: int = 2 << 30) -> dict[str, np.ndarray] | None:
-    """Numeric arrays of a whole source, stacked; None where they need more than `memory` bytes."""
+    """Numeric arrays of a whole source, stacked and `within`; None where they need more than `memory` bytes."""
     if hasattr(source, "arrays"):
-        return source.arrays
+        return source.arrays and within(source.arrays, source)  # a set known to be too large has None
     first, n = numeric(source[0]), len(source)
     if sum(v.nbytes for v in first.values()) * n > memory:
         return None
@@ -63,7 +82,7 @@ def decode(source: Any, memory: int = 2 << 30) -> dict[str, np.ndarray] | None:
     with ThreadPoolExecutor(CORES) as pool:  # pictures are decoded outside Python's lock
         for _ in shown(pool.map(fill, range(0, n, 32)), -(-n // 32), "decoding"):
             pass
-    return out
+    return within(out, source)
 
 
 def shown(work: Iterable, total: int, what: str, after: float = 5.0) -> Iterator:
@@ -98,7 +117,8 @@ class _Steps:
         if self._arrays is not None:
             return {k: v[rows] for k, v in self._arrays.items()}
         items = fetch(self._source, rows.ravel().tolist())
-        return {k: np.stack([item[k] for item in items]).reshape(*rows.shape, *v.shape) for k, v in numeric(items[0]).items()}
+        batch = {k: np.stack([item[k] for item in items]).reshape(*rows.shape, *v.shape) for k, v in numeric(items[0]).items()}
+        return within(batch, self._source)
 
 
 class Loader:

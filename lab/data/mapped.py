@@ -96,4 +96,27 @@ def outputs(given: dict, batch: dict, vocabulary: int) -> dict[str, np.ndarray]:
         raise UserError(
             f"the function's 'tokens' lie in {tokens.min()}..{tokens.max()}; expected below vocabulary={vocabulary} (VOCABULARY)"
         )
+    for k, shape in {"text": "[batch, length, features]", "pooled": "[batch, features]"}.items():
+        if k in given and (given[k].ndim != len(shape.split()) or given[k].dtype != ml_dtypes.bfloat16):
+            raise UserError(
+                f"the function's {k!r} has shape {given[k].shape} and type {given[k].dtype}; expected floats {shape} (captions become tokens "
+                "by data.name='text' around the encoded set)"
+            )
     return {**{k: batch[k] for k in ("label",) if k in batch}, **given}
+
+
+def checked_palette(palette: Any, vocabulary: int, fields: dict[str, dict]) -> list[list[int]]:
+    """A palette as lists of whole numbers; UserError unless it has a colour of 1 or 3 channels from 0 to 255 for every token of a picture."""
+    if len(fields.get("tokens", {"shape": ()})["shape"]) != 2:
+        raise UserError(f"PALETTE colours tokens [batch, height, width], of which the function gives none; it gives {', '.join(fields)}")
+    try:
+        colours = np.array(palette)
+    except ValueError:
+        colours = np.zeros(0)  # rows of several lengths
+    fits = colours.ndim == 2 and len(colours) == vocabulary and colours.shape[1] in (1, 3) and colours.dtype.kind in "iu"
+    if not fits or colours.min() < 0 or colours.max() > 255:
+        raise UserError(
+            f"PALETTE of shape {list(colours.shape)} must hold a colour of 1 or 3 whole numbers from 0 to 255 for every token, of which there "
+            f"are VOCABULARY={vocabulary}"
+        )
+    return colours.tolist()

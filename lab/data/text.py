@@ -38,6 +38,10 @@ class Bytes:
         """Tokens of a text, without START and END; half a surrogate pair, which is no character, becomes '?'."""
         return [len(SPECIALS) + b for b in text.encode("utf-8", "replace")]
 
+    def outside(self, text: str) -> list[str]:
+        """What of a text has no token of its own: nothing."""
+        return []
+
     def cut(self, numbers: list[int], room: int) -> list[int]:
         """The first tokens that fit `room` and end with a whole character."""
         while len(numbers) > room and (numbers[room] - len(SPECIALS)) & 0xC0 == 0x80:
@@ -67,6 +71,10 @@ class Words:
     def numbers(self, text: str) -> list[int]:
         """Tokens of a text, without START and END."""
         return [self.index.get(w, UNKNOWN) for w in words_of(text)]
+
+    def outside(self, text: str) -> list[str]:
+        """What of a text has no token of its own: words outside the vocabulary."""
+        return [w for w in words_of(text) if w not in self.index]
 
     def cut(self, numbers: list[int], room: int) -> list[int]:
         """The first tokens that fit `room`."""
@@ -119,7 +127,8 @@ class Source:
             self.tokens = Bytes()
         else:
             self.tokens = Words.of(captions if split == "train" else _captions(inner("source", source, "train", data_dir)), words)
-        self.dims = {**self.source.dims, "words": self.tokens.size, "length": length}
+        kept = {k: v for k, v in self.source.dims.items() if k != "features"}  # tokens take the place of features
+        self.dims = {**kept, "words": self.tokens.size, "length": length}
         made = [self.tokens.numbers(c) for c in captions]
         told: dict[str, Any] = {
             "seen": len(made),
@@ -141,14 +150,24 @@ class Source:
 
     def __getitem__(self, i: int) -> dict:
         item = self.source[i]
-        return {**item, "text": self.encode(item["caption"])}
+        return {**item, "text": self.fitted(item["caption"])}
 
     def unique(self, examples: int) -> int:
         """How many different examples are among the first `examples` of training."""
         return self.source.unique(examples) if hasattr(self.source, "unique") else min(examples, len(self))
 
     def encode(self, caption: str) -> np.ndarray:
-        """Tokens of a caption, int32 [length]."""
+        """Tokens of a prompt, int32 [length]; UserError for a word outside the vocabulary, or more than there is room for."""
+        numbers, room = self.tokens.numbers(caption), self.length - 2
+        if odd := self.tokens.outside(caption):
+            raise unknown("word", odd[0], self.tokens.words)
+        if len(numbers) > room:
+            kind = self.tokens.about["tokens"]
+            raise UserError(f"text {caption!r} has {len(numbers)} {kind}; expected at most {room} (config key data.length={self.length})")
+        return self.fitted(caption)
+
+    def fitted(self, caption: str) -> np.ndarray:
+        """Tokens of a caption of the data, int32 [length]: cut where it is too long, and UNKNOWN for a word outside the vocabulary."""
         kept = self.tokens.cut(self.tokens.numbers(caption), self.length - 2)
         out = np.full(self.length, SPECIALS["PAD"], np.int32)
         out[: len(kept) + 2] = [SPECIALS["START"], *kept, SPECIALS["END"]]

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lab.axes import Dims, scale, weight
+from lab.axes import Dims, Weight, scale, weight
 from lab.layers.embed import project
 from lab.layers.rope import rotate
 
@@ -13,6 +13,11 @@ def rms_norm(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
     """x / rms(x) over the last axis, in float32."""
     y = x.astype(jnp.float32)
     return (y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)).astype(x.dtype)
+
+
+def normalised(gain: Weight | None, *looks: jax.Array) -> tuple[jax.Array, ...]:
+    """Queries and keys [..., head_dim], each normalised and times its row of a gain (arXiv 2302.05442); without a gain as they are."""
+    return looks if gain is None else tuple(rms_norm(y) * g for y, g in zip(looks, gain.get_value(), strict=True))
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -47,8 +52,7 @@ class Mixer(nnx.Module):
 
     def __call__(self, x: jax.Array, angles: jax.Array | None = None) -> jax.Array:
         q, k, v = (project(x, w, b) for w, b in zip(self.qkv.get_value(), self.qkv_bias.get_value(), strict=True))
-        if self.gain is not None:
-            q, k = (rms_norm(y) * g for y, g in zip((q, k), self.gain.get_value(), strict=True))
+        q, k = normalised(self.gain, q, k)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         return project(attend(q * self.logits.get_value(), k, v), self.out.get_value(), self.out_bias.get_value(), 2)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lab.axes import Dims, scale, weight
-from lab.layers.attention import attend, rms_norm
+from lab.layers.attention import attend, normalised
 from lab.layers.embed import project
 from lab.layers.rope import rotate
 
@@ -33,8 +33,7 @@ class Attention(nnx.Module):
         `position`: every call costs the same, wherever it stands.
         """
         q, k, v = (project(x, w, 0.0) for w in (self.query.get_value(), *self.key_value.get_value()))
-        if self.gain is not None:
-            q, k = (rms_norm(y) * g for y, g in zip((q, k), self.gain.get_value(), strict=True))
+        q, k = normalised(self.gain, q, k)
         q, k = rotate(q, angles), rotate(k, angles)
         if past is not None:
             k, v = (jax.lax.dynamic_update_slice(old, new, (0, position, 0, 0)) for old, new in zip(past, (k, v), strict=True))

@@ -8,7 +8,7 @@ from einops import rearrange
 
 from lab.axes import Dims, weight
 from lab.layers import attention
-from lab.layers.attention import attend, rms_norm
+from lab.layers.attention import attend, normalised
 from lab.layers.embed import project
 from lab.layers.modulation import layer_norm
 
@@ -39,6 +39,5 @@ class Attention(attention.Mixer):
     def __call__(self, x: jax.Array) -> jax.Array:
         q, k, v = (project(x, w, b) for w, b in zip(self.qkv.get_value(), self.qkv_bias.get_value(), strict=True))
         k, v = self.reduce(k), self.reduce(v)
-        if self.gain is not None:
-            q, k = (rms_norm(y) * g for y, g in zip((q, k), self.gain.get_value(), strict=True))
+        q, k = normalised(self.gain, q, k)
         return project(attend(q * self.logits.get_value(), k, v), self.out.get_value(), self.out_bias.get_value(), 2)

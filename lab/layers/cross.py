@@ -4,7 +4,7 @@ import jax
 from flax import nnx
 
 from lab.axes import Dims, scale, weight
-from lab.layers.attention import attend, rms_norm
+from lab.layers.attention import attend, normalised
 from lab.layers.embed import project
 
 
@@ -28,7 +28,6 @@ class Attention(nnx.Module):
     def __call__(self, x: jax.Array, words: jax.Array, seen: jax.Array) -> jax.Array:
         q = project(x, self.q.get_value(), self.q_bias.get_value())
         k, v = (project(words, w, b) for w, b in zip(self.kv.get_value(), self.kv_bias.get_value(), strict=True))
-        if self.gain is not None:
-            q, k = (rms_norm(y) * g for y, g in zip((q, k), self.gain.get_value(), strict=True))
+        q, k = normalised(self.gain, q, k)
         y = attend(q * self.logits.get_value(), k, v, seen[:, None, None, :])
         return project(y, self.out.get_value(), self.out_bias.get_value(), 2)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lab.axes import Dims, scale, weight
-from lab.layers.attention import attend, rms_norm
+from lab.layers.attention import attend, normalised
 from lab.layers.embed import project
 from lab.layers.rope import rotate
 
@@ -27,9 +27,7 @@ class Stream(nnx.Module):
     def enter(self, x: jax.Array) -> list[jax.Array]:
         """[B, T, embed] -> queries where the stream asks, keys and values, each [B, T, heads, head_dim]."""
         *looks, v = (project(x, w, b) for w, b in zip(self.qkv.get_value(), self.qkv_bias.get_value(), strict=True))
-        if self.gain is not None:
-            looks = [rms_norm(y) * g for y, g in zip(looks, self.gain.get_value(), strict=True)]
-        return [*looks, v]
+        return [*normalised(self.gain, *looks), v]
 
     def leave(self, x: jax.Array) -> jax.Array:
         """[B, T, heads, head_dim] -> [B, T, embed]."""

@@ -15,8 +15,8 @@ def axes(words: int, length: int, features: int, text_depth: int) -> dict[str, i
     """Sizes of the axes of text; UserError where the data has neither tokens (words, length) nor features (features, length)."""
     if not length or not (words or features):
         raise UserError(
-            "config key data: this model reads text, and the source gives none; ask shapes for data.extras=('text',), or wrap a source "
-            "with captions in data.name='text'"
+            "config key data: this model reads text, and the source gives none; ask shapes for data.extras=('text',), wrap a source with "
+            "captions in data.name='text', or store features of them by `lab data encode`"
         )
     return {"length": length, **({"text_features": features} if features else {"words": words, "text_layers": text_depth})}
 
@@ -48,6 +48,8 @@ class Encoder(nnx.Module):
 
     def __call__(self, text: jax.Array) -> jax.Array:
         positions = self.positions.get_value()
+        if text.shape[1] > len(positions):
+            raise UserError(f"text of {text.shape[1]} words is longer than the model was made for: length={len(positions)}")
         x = self.table.get_value()[text] if self.features is None else self.features(rms_norm(text.astype(positions.dtype)))
         x = x + positions[: text.shape[1]]
         if self.blocks is not None:

@@ -15,7 +15,7 @@ from lab.errors import UserError, unknown
 from lab.layers import causal, rope, swiglu, text
 from lab.layers.attention import rms_norm
 from lab.layers.embed import LabelEmbed, project
-from lab.models.shared import collect, need, through
+from lab.models.shared import collect, condition, need, through, trunk
 
 ROPES = ("line", "grid")
 
@@ -51,20 +51,15 @@ class Model(nnx.Module):
         width, depth, head_dim, mlp_ratio, vocabulary, tokens, classes, kv_group=1, side=0, words=0, length=0, features=0, text_depth=0
     ) -> dict[str, int]:
         """Sizes of every axis; one width knob moves embed, heads, kv_heads and mlp; `kv_group` query heads share a key head."""
-        heads = split("model.width", width, "model.head_dim", head_dim)
         split("model.head_dim", head_dim, "2 (rotary pairs)", 2)
-        texts = words or length or features or text_depth
+        sizes = trunk(width, depth, head_dim, mlp_ratio)
         return {
-            "embed": width,
-            "heads": heads,
-            "kv_heads": split("heads (model.width / model.head_dim)", heads, "model.kv_group", kv_group),
-            "head_dim": head_dim,
-            "mlp": mlp_ratio * width,
-            "layers": depth,
+            **sizes,
+            "kv_heads": split("heads (model.width / model.head_dim)", sizes["heads"], "model.kv_group", kv_group),
             "vocabulary": vocabulary,
             "tokens": tokens,
             "side": side,
-            **(text.axes(words, length, features, text_depth) if texts else {"labels": classes + 1}),
+            **condition(classes, words, length, features, text_depth),
         }
 
     def __init__(self, dims: Dims, qk_norm: bool, rope: str):

@@ -6,7 +6,7 @@ from flax import nnx
 
 from lab.axes import Dims, split, stack, weight
 from lab.layers import embed, modulation
-from lab.models.shared import need, part, through
+from lab.models.shared import need, part, patches, through, trunk
 
 
 class Block(nnx.Module):
@@ -38,17 +38,10 @@ class Model(nnx.Module):
         """Sizes of every axis; one width knob moves embed, heads and mlp together at a fixed head_dim."""
         split("model.width", width, "4 (sine-cosine positions)", 4)
         return {
-            "embed": width,
-            "heads": split("model.width", width, "model.head_dim", head_dim),
-            "head_dim": head_dim,
-            "mlp": mlp_ratio * width,
-            "layers": depth,
-            "patch": patch * patch * channels,
-            "patch_out": patch * patch * channels * outputs,
-            "side": split("image size", image, "model.patch", patch) * patch,
+            **trunk(width, depth, head_dim, mlp_ratio),
+            **patches(image, channels, patch, outputs),
             "frequencies": frequencies,
             "labels": classes + 1,
-            "patch_side": patch,
         }
 
     def __init__(

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lab.axes import Dims, split, stack, weight
+from lab.axes import Dims, stack, weight
 from lab.layers import attention, embed, mlp, text
 from lab.layers.modulation import layer_norm
-from lab.models.shared import need, through
+from lab.models.shared import condition, need, through, trunk
 
 
 class Block(nnx.Module):
@@ -32,17 +32,12 @@ class Model(nnx.Module):
     @staticmethod
     def axes(width, depth, head_dim, mlp_ratio, tokens, vocabulary, classes, words=0, length=0, features=0, text_depth=0) -> dict[str, int]:
         """Sizes of every axis; one width knob moves embed, heads and mlp together at a fixed head_dim."""
-        texts = words or length or features or text_depth
         return {
-            "embed": width,
-            "heads": split("model.width", width, "model.head_dim", head_dim),
-            "head_dim": head_dim,
-            "mlp": mlp_ratio * width,
-            "layers": depth,
+            **trunk(width, depth, head_dim, mlp_ratio),
             "tokens": tokens,
             "vocabulary": vocabulary,
             "symbols": vocabulary + 1,
-            **(text.axes(words, length, features, text_depth) if texts else {"labels": classes + 1}),
+            **condition(classes, words, length, features, text_depth),
         }
 
     def __init__(self, dims: Dims, qk_norm: bool):

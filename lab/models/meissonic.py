@@ -9,7 +9,7 @@ from lab.axes import Dims, split, stack, weight
 from lab.layers import embed, modulation, rope, text
 from lab.layers.attention import rms_norm
 from lab.models.mmdit import Dual, PooledEmbed, Single
-from lab.models.shared import need, through
+from lab.models.shared import need, through, trunk
 
 
 class Model(nnx.Module):
@@ -40,11 +40,7 @@ class Model(nnx.Module):
         """Sizes of every axis; one width knob moves embed, heads and mlp together at a fixed head_dim."""
         split("model.head_dim", head_dim, "4 (rotary positions on a square)", 4)
         return {
-            "embed": width,
-            "heads": split("model.width", width, "model.head_dim", head_dim),
-            "head_dim": head_dim,
-            "mlp": mlp_ratio * width,
-            "layers": depth + single,  # one residual stream runs through both kinds
+            **trunk(width, depth + single, head_dim, mlp_ratio),  # one residual stream runs through both kinds of block
             "single_layers": single,
             "side": split("side", side, "model.compress", compress) * compress,
             "compress": compress,

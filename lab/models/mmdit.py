@@ -9,7 +9,7 @@ from lab.axes import Dims, inside, split, stack, weight
 from lab.errors import UserError, unknown
 from lab.layers import attention, embed, joint, mlp, modulation, rope
 from lab.layers import text as texts
-from lab.models.shared import need, through
+from lab.models.shared import need, patches, through, trunk
 
 POSITIONS = ("sincos", "rope")
 
@@ -114,17 +114,10 @@ class Model(nnx.Module):
         width = width or depth * head_dim
         split("model.width", width, "4 (sine-cosine positions)", 4)
         return {
-            "embed": width,
-            "heads": split("model.width", width, "model.head_dim", head_dim),
-            "head_dim": head_dim,
-            "mlp": mlp_ratio * width,
-            "layers": depth + single,  # one residual stream runs through both kinds
+            **trunk(width, depth + single, head_dim, mlp_ratio),  # one residual stream runs through both kinds of block
             "single_layers": single,
-            "patch": patch * patch * channels,
-            "patch_out": patch * patch * channels * outputs,
-            "side": split("image size", image, "model.patch", patch) * patch,
+            **patches(image, channels, patch, outputs),
             "frequencies": 256,
-            "patch_side": patch,
             **texts.axes(words, length, features, text_depth),
             **({"pooled_features": pooled_features} if pooled_features else {}),
         }

@@ -9,7 +9,7 @@ from flax import nnx
 
 from lab.axes import Dims, split, stack, weight
 from lab.layers import attention, compress, cross, embed, mlp, modulation, text
-from lab.models.shared import need, through
+from lab.models.shared import need, patches, through, trunk
 
 TABLE = 0.02  # std of the tables of modulation at every width; with the released 1/sqrt(width) a learning rate does not transfer
 
@@ -69,19 +69,12 @@ class Model(nnx.Module):
     ) -> dict[str, int]:
         """Sizes of every axis; one width knob moves embed, heads and mlp together at a fixed head_dim."""
         split("model.width", width, "4 (sine-cosine positions)", 4)
-        side = split("image size", image, "model.patch", patch)
-        split("image size / model.patch", side, "model.kv_compress", kv_compress)
+        sides = patches(image, channels, patch, outputs)
+        split("image size / model.patch", image // patch, "model.kv_compress", kv_compress)
         return {
-            "embed": width,
-            "heads": split("model.width", width, "model.head_dim", head_dim),
-            "head_dim": head_dim,
-            "mlp": mlp_ratio * width,
-            "layers": depth,
-            "patch": patch * patch * channels,
-            "patch_out": patch * patch * channels * outputs,
-            "side": side * patch,
+            **trunk(width, depth, head_dim, mlp_ratio),
+            **sides,
             "frequencies": 256,
-            "patch_side": patch,
             "kv_compress": kv_compress,
             **text.axes(words, length, features, text_depth),
         }

@@ -1,4 +1,4 @@
-"""What models share: checked inputs, and a stack of blocks run in order."""
+"""What models share: sizes of axes, checked inputs, and a stack of blocks run in order."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -8,9 +8,29 @@ from typing import Any
 import jax
 
 from lab import find
+from lab.axes import split
 from lab.errors import UserError, unknown
+from lab.layers import text
 
 UNROLL = 8  # on a CPU a scan over layers costs more than its unrolled form; up to 8 layers are unrolled
+
+
+def trunk(width: int, depth: int, head_dim: int, mlp_ratio: int) -> dict[str, int]:
+    """Sizes of the axes of a transformer; one width moves embed, heads and mlp together at a fixed head_dim."""
+    heads = split("model.width", width, "model.head_dim", head_dim)
+    return {"embed": width, "heads": heads, "head_dim": head_dim, "mlp": mlp_ratio * width, "layers": depth}
+
+
+def patches(image: int, channels: int, patch: int, outputs: int) -> dict[str, int]:
+    """Sizes of the axes of square images in patches; what comes out has `outputs` times the channels of what goes in."""
+    split("image size", image, "model.patch", patch)
+    size = patch * patch * channels
+    return {"patch": size, "patch_out": size * outputs, "side": image, "patch_side": patch}
+
+
+def condition(classes: int, words: int, length: int, features: int, text_depth: int) -> dict[str, int]:
+    """Sizes of the axes of the condition: text where data or config know of one, else labels, with one more for none."""
+    return text.axes(words, length, features, text_depth) if words or length or features or text_depth else {"labels": classes + 1}
 
 
 def part(name: str, *args: Any) -> Any:

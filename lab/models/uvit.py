@@ -8,7 +8,7 @@ from lab.axes import Dims, inside, split, stack, weight
 from lab.errors import UserError
 from lab.layers import attention, embed, mlp, text
 from lab.layers.norm import LayerNorm
-from lab.models.shared import collect, need, through
+from lab.models.shared import collect, condition, need, patches, through, trunk
 
 
 class Block(nnx.Module):
@@ -70,24 +70,15 @@ class Model(nnx.Module):
     ) -> dict[str, int]:
         """Sizes of every axis; one width knob moves embed, skip, time, heads and mlp together at a fixed head_dim."""
         split("model.width", width, "2 (sine and cosine of time)", 2)
-        side = split("image size", image, "model.patch", patch)
-        texts = words or length or features or text_depth
         return {
-            "embed": width,
+            **trunk(width, depth, head_dim, mlp_ratio),
             "skip": 2 * width,
             "time": 4 * width,
-            "heads": split("model.width", width, "model.head_dim", head_dim),
-            "head_dim": head_dim,
-            "mlp": mlp_ratio * width,
-            "layers": depth,
-            "patch": patch * patch * channels,
-            "patch_out": patch * patch * channels * outputs,
+            **patches(image, channels, patch, outputs),
             "pixel": channels * outputs,
-            "side": side * patch,
-            "patch_side": patch,
-            "patches": side * side,
-            "tokens": 1 + (length or 1) + side * side,
-            **(text.axes(words, length, features, text_depth) if texts else {"labels": classes + 1}),
+            "patches": (image // patch) ** 2,
+            "tokens": 1 + (length or 1) + (image // patch) ** 2,
+            **condition(classes, words, length, features, text_depth),
         }
 
     def __init__(self, dims: Dims, qk_norm: bool, time_mlp: bool, final_conv: bool):

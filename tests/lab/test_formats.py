@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import encoders
 import mistakes
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from safetensors.numpy import load_file, save_file
 
 from lab import cli, population, record, study
 from lab.axes import Dims, scale, stack, weight, weights
+from lab.data import encode
+from lab.data.loader import open_source
 from lab.errors import UserError
-from lab.formats import dit, tensors
+from lab.formats import dit, pixart, tensors
 from lab.formats.rules import Constant, Rest, Rule, apply, invert
 
 DIMS = Dims({"layers": 2, "embed": 4, "heads": 2, "head_dim": 3, "mlp": 5})
@@ -291,3 +294,109 @@ def test_a_model_that_a_published_format_cannot_hold_goes_out_in_the_labs_own(tm
                "--objective", "label_drop=0.3") == 0  # fmt: skip
     kept = study.restored(tmp_path / "in2").config
     assert (kept["parametrization"]["alpha"], kept["base"], kept["objective"]["label_drop"]) == (0.5, {"width": 16}, 0.3)
+
+
+SHAPES = {"name": "shapes", "size": 8, "grid": 1, "density": "medium", "extras": ("tokens", "text")}
+DECODER = dict(name="decoder", width=32, depth=1, head_dim=16, mlp_ratio=1, qk_norm=False, rope="grid", text_depth=0)
+
+
+def own(folder, model, objective, dims):
+    """A folder in the lab's own layout with random weights."""
+    told = {"_class_name": "ScalingLab", "model": model, "base": {"width": 32}, "objective": objective, "data": dims}
+    config = {**json.loads(json.dumps(study.DEFAULTS)), **{k: told[k] for k in ("model", "base", "objective")}}
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(told))
+    tensors.write(folder / "model.safetensors", random(population.build(config, dims).model))
+    return folder
+
+
+def flags(section):
+    """A section of data as the command takes it."""
+    return [x for k, v in section.items() for x in ("--data", f"{k}={v}")]
+
+
+def test_imports_of_tokens_and_text_want_their_data_and_are_sampled_judged_and_reported_with_it(tmp_path, capsys):
+    dims = open_source(SHAPES, "train", "").dims
+    source = own(tmp_path / "own", DECODER, dict(name="next_token", label_drop=0.1), dims)
+    bare, full = tmp_path / "bare", tmp_path / "full"
+    assert run("import", "weights", source, "--to", bare) == 0
+    assert "no palette and no prompts to sample with: --data name=SOURCE" in capsys.readouterr().out
+    for more in ((), ("--prompt", "a red circle"), ("--judge", "oracle")):
+        line = refused(capsys, "sample", bare, *more)
+        assert "imported without their data" in line
+        assert "--data name=SOURCE" in line
+    assert run("import", "weights", source, "--to", full, *flags(SHAPES)) == 0
+    assert "to sample with" not in capsys.readouterr().out
+    for more in ((), ("--prompt", "a red circle")):
+        assert run("sample", full, "-n", 2, "--out", tmp_path / "s.png", *more) == 0
+        (tmp_path / "s.png").unlink()
+    assert run("sample", full, "-n", 4, "--judge", "oracle") == 0
+    assert "oracle_chance" in capsys.readouterr().out
+    assert "(nearest: 'circle')" in refused(capsys, "sample", full, "--prompt", "a red circel")
+    about = record.read_study(full)["data"]
+    found = study.restored(full)
+    cond, names = study.asked(found, full, about, 3)
+    made = study.sample(found, about, cond, {})
+    assert {tuple(x) for x in made.reshape(-1, 3)} <= {tuple(x) for x in about["palette"]}
+    assert names == about["class_names"][:3]
+    for folder, said, unsaid in ((bare, "import them again", "draws"), (full, "`lab sample", "import them again")):
+        assert run("report", folder) == 0
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line.startswith("weights of 'own' in the format 'native': decoder of ")
+        assert "no losses to report" in line
+        assert said in line
+        assert unsaid not in line
+        assert not (folder / "report.html").exists()
+    assert run("export", "weights", full, "--to", tmp_path / "out", "--format", "native") == 0
+    again, before = (load_file(p / "model.safetensors") for p in (tmp_path / "out", source))
+    assert again.keys() == before.keys()
+    assert all(np.array_equal(again[n], x) for n, x in before.items())
+
+
+def test_data_of_other_sizes_than_the_weights_is_refused_in_one_line(tmp_path, capsys):
+    source = own(tmp_path / "own", DECODER, dict(name="next_token", label_drop=0.1), open_source(SHAPES, "train", "").dims)
+    ask = ("import", "weights", source, "--to", tmp_path / "in")
+    for changes, said in (
+        ({"size": 16}, "the weights are of side=8, which source 'shapes' gives as 16"),
+        ({"skill": "count", "grid": 2}, "the weights are of classes=36"),
+        ({"extras": ("tokens",)}, "which source 'shapes' does not give"),
+        ({"name": "shape"}, "(nearest: 'shapes')"),
+        ({"density": "dense"}, "text.positions has shape"),
+    ):
+        assert said in refused(capsys, *ask, *flags(SHAPES | changes)), said
+    assert "--data names none; expected name=..." in refused(capsys, *ask, "--data", "size=8")
+    assert not (tmp_path / "in").exists()
+
+
+def test_a_published_model_of_features_is_sampled_by_those_of_an_encoded_set(tmp_path, capsys):
+    """The length of its texts, which the format makes up, is that of the data."""
+    theirs = {
+        **{"_class_name": "PixArtTransformer2DModel", "num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1, "in_channels": 2},
+        **{"out_channels": 2, "sample_size": 4, "patch_size": 2, "caption_channels": 6, "cross_attention_dim": 16},
+    }
+    config = {**json.loads(json.dumps(study.DEFAULTS)), **pixart.Format.config(theirs)}
+    program = population.build(config, config["data"])
+    mine = random(program.model)
+    mine |= {n: np.full_like(x, 8**-0.5) for n, x in mine.items() if n.endswith("logits")}
+    (tmp_path / "pixart").mkdir()
+    (tmp_path / "pixart" / "config.json").write_text(json.dumps(theirs))
+    tensors.write(tmp_path / "pixart" / pixart.Format.file, invert(pixart.Format.rules(config), mine, program.model, program.dims))
+
+    def features(batch):
+        text = np.ones((len(batch["label"]), 5, 6), np.float32) * (1 + batch["label"][:, None, None])
+        return {"image": batch["image"] / np.float32(255), "text": text}
+
+    for split in ("train", "eval"):
+        encode.write(encoders.Source(split), features, tmp_path / "set" / split)
+    ask = ("import", "weights", tmp_path / "pixart", "--to")
+    assert run(*ask, tmp_path / "bare") == 0
+    assert "no prompts to sample with" in capsys.readouterr().out
+    assert "imported without their data" in refused(capsys, "sample", tmp_path / "bare")
+    assert run(*ask, tmp_path / "in", *flags({"name": "encoded", "path": "set"}), "--data-dir", tmp_path) == 0
+    about = record.read_study(tmp_path / "in")["data"]
+    assert about["dims"]["length"] == 5
+    cond, _ = study.asked(study.restored(tmp_path / "in"), tmp_path / "in", about, 3)
+    assert cond["text"].shape == (3, 5, 6)
+    assert cond["text"][:, 0, 0].tolist() == [1, 2, 3]  # a class in turn
+    assert run("sample", tmp_path / "in", "-n", 2, "--option", "steps=2", "--out", tmp_path / "s.png") == 0
+    assert (tmp_path / "s.png").stat().st_size > 1000

@@ -14,12 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
+from lab.data._greys import Greys
 from lab.data.icons import raster
 from lab.data.stored import quiet_tfds, writing
+from lab.data.world import check_extras
 from lab.errors import UserError
 from lab.files import sha256
 
 MANIFEST = "manifest.json"
+EXTRAS = ("tokens",)
 
 
 def _folder(data_dir: str, size: int, sets: tuple[str, ...]) -> Path:
@@ -84,9 +87,23 @@ def verify(data_dir: str, size: int, sets: tuple[str, ...] = raster.SETS) -> str
 
 
 class Source:
-    """Icons of `sets` at `size` pixels: image uint8 [size, size, 1] black on white, label = set, caption."""
+    """Icons of `sets` at `size` pixels: image uint8 [size, size, 1] black on white, label = set, caption.
 
-    def __init__(self, split: str, data_dir: str, size: int, sets: tuple[str, ...] = raster.SETS):
+    extras: 'tokens' (int32 [size, size], the nearest of `levels` greys of every pixel). Pictures of tokens are made by the palette in
+      info, whose `rms_error` is the root mean square, in steps of 255, of what they lack of the icons.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        data_dir: str,
+        size: int,
+        sets: tuple[str, ...] = raster.SETS,
+        extras: tuple[str, ...] = (),
+        levels: int = 4,
+    ):
+        check_extras(extras, EXTRAS)
+        greys = Greys(levels)
         folder = build(data_dir, size, tuple(sets))
         path = folder / json.loads((folder / MANIFEST).read_text())["path"]
         with quiet_tfds() as tfds:
@@ -99,12 +116,16 @@ class Source:
         }
         self._captions = [r["caption"] if isinstance(r["caption"], str) else r["caption"].decode() for r in items]
         names = sorted(sets)
-        self.dims = {"image": size, "channels": 1, "classes": len(names)}
+        self.dims, told = {"image": size, "channels": 1, "classes": len(names)}, {}
+        if "tokens" in extras:
+            self.arrays["tokens"] = greys.tokens(self.arrays["image"])
+            self.dims |= greys.dims(size)
+            told = {"palette": greys.palette.tolist(), "rms_error": greys.rms(self.arrays["image"])}
         # of the content, not of the files: zip and record layout may differ between machines
         content = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in self.arrays.values()))
         self.info = {
             **{"image": [size, size, 1], "classes": len(names), "class_names": names, "examples": len(items)},
-            **{"fingerprint": content.hexdigest()[:32], "origin": raster.origin(), "best_loss": None},
+            **{"fingerprint": content.hexdigest()[:32], "origin": raster.origin(), "best_loss": None, **told},
         }
 
     def __len__(self) -> int:

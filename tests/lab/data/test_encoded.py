@@ -64,7 +64,7 @@ def test_items_are_what_the_function_gave_rounded_once(whole):
         np.testing.assert_array_equal(item["image"], (want["image"] - 0.25) * 2)
         np.testing.assert_array_equal(item["text"], want["text"])
         assert (item["label"], item["label"].dtype, item["caption"]) == (i % 3, np.int32, "é" * (i % 5))
-    assert source.dims == {"image": 2, "channels": 2, "classes": 3}
+    assert source.dims == {"image": 2, "channels": 2, "classes": 3, "length": 1, "features": 2}
     assert source.info["class_names"] == list("abc")
     assert source.info["origin"] == "half of numbers"
     assert (source.info["image"], source.info["skipped"], source.info["best_loss"]) == ([2, 2, 2], 0, None)
@@ -327,6 +327,9 @@ def nan(batch):
         (lambda b: {"tokens": b["label"]}, r"lie in 0\.\.2; expected below vocabulary=0"),
         (lambda b: {"image": b["imag"]}, "fails: KeyError: 'imag'"),
         (lambda b: b["image"], "expected a dict"),
+        (lambda b: {"image": b["image"], "text": b["label"]}, r"'text' has shape \(4,\) and type int32; expected floats .batch, length, f"),
+        (lambda b: {"image": b["image"], "text": b["image"][:, 0]}, "'text' .* type uint8; expected floats"),
+        (lambda b: {"image": b["image"], "pooled": b["image"] / 255.0}, "'pooled' .* expected floats .batch, features."),
     ],
 )
 def test_what_a_function_may_not_give_is_said_before_anything_is_written(tmp_path, function, said):
@@ -387,7 +390,7 @@ def test_arrays_that_change_from_batch_to_batch_are_refused(tmp_path):
     """Two examples a batch: captions of up to 1 letter, then 3, then 4."""
     with pytest.raises(UserError, match="change from batch to batch") as e:
         encode.write(encoders.Source(), encoders.ragged, tmp_path / "set", batch=2)
-    assert "'shape': [1]" in str(e.value)
+    assert "'shape': [1, 1]" in str(e.value)
     assert "\n" not in str(e.value)
 
 
@@ -406,3 +409,29 @@ def test_numbers_that_cannot_be_are_refused(tmp_path, key, value):
 def test_damage_comes_whole_out_of_a_worker_process():
     damage = pickle.loads(pickle.dumps(shards.Damage(Path("a"), "is cut off", 3)))
     assert (str(damage), damage.path, damage.record) == ("shard 'a' record 3 is cut off", Path("a"), 3)
+
+
+def test_tokens_pictures_and_features_of_one_set_all_have_sizes(tmp_path):
+    def all_of_it(batch):
+        return {**encoders.half(batch), **encoders.tokens(batch), "pooled": np.ones((len(batch["label"]), 7), np.float32)}
+
+    colours = [(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    encode.write(encoders.Source(), all_of_it, tmp_path / "set" / "train", vocabulary=4, palette=colours, **OPTIONS)
+    source = encoded.Source("train", str(tmp_path), "set")
+    sizes = {"image": 2, "channels": 2, "side": 4, "tokens": 16, "vocabulary": 4, "length": 1, "features": 2, "pooled_features": 7}
+    assert source.dims == sizes | {"classes": 3}
+    assert (source.info["image"], source.info["tokens"]) == ([2, 2, 2], [4, 4])
+    assert source.info["palette"] == [list(c) for c in colours]
+    wrapped = open_source({"name": "text", "source": {"name": "encoded", "path": "set"}, "length": 9}, "train", str(tmp_path))
+    assert (wrapped[3]["text"].shape, wrapped.dims["length"], "features" in wrapped.dims) == ((9,), 9, False)  # tokens in place of features
+
+
+@pytest.mark.parametrize(
+    "palette", [[(0,)] * 3, [(0, 0)] * 4, [(256,)] * 4, [(-1,)] * 4, [(0.5,)] * 4, [0, 1, 2, 3], [(0,), (1,), (2,), (1, 2, 3)]]
+)
+def test_a_palette_that_colours_no_pictures_is_refused(tmp_path, palette):
+    with pytest.raises(UserError, match=r"PALETTE of shape .* for every token, of which there are VOCABULARY=4") as e:
+        encode.write(encoders.Source(), encoders.tokens, tmp_path / "train", vocabulary=4, palette=palette, **OPTIONS)
+    assert "\n" not in str(e.value)
+    with pytest.raises(UserError, match=r"PALETTE colours tokens \[batch, height, width\], of which the function gives none"):
+        encode.write(encoders.Source(), encoders.half, tmp_path / "train", palette=[(0,)] * 4, **OPTIONS)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lab.data import icons
+from lab.data._greys import Greys
 from lab.data.icons import raster
 from lab.errors import UserError
 
@@ -124,3 +125,47 @@ def test_a_build_killed_midway_and_run_again_has_the_same_bytes(built, tmp_path)
     assert not list(tmp_path.glob("icons/.*.tmp-*"))
     first, second = ({p.relative_to(f).as_posix(): p.read_bytes() for p in f.rglob("*") if p.is_file()} for f in folders)
     assert first == second
+
+
+def with_tokens(data_dir, levels, split="train"):
+    return icons.Source(split, data_dir, 8, SETS, extras=("tokens",), levels=levels)
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4, 7, 256])
+def test_a_token_is_the_nearest_grey_and_the_error_is_told(built, levels):
+    source = with_tokens(built[0], levels)
+    palette = np.array(source.info["palette"], int)
+    assert palette.shape == (levels, 1)
+    assert (palette[0, 0], palette[-1, 0]) == (0, 255)
+    assert np.ptp(np.diff(palette[:, 0])) <= 1  # evenly spaced
+    images, tokens = source.arrays["image"].astype(int), source.arrays["tokens"]
+    assert source.dims == {"image": 8, "channels": 1, "classes": 1, "side": 8, "tokens": 64, "vocabulary": levels}
+    assert (tokens.dtype, tokens.shape) == (np.int32, images.shape[:3])
+    painted = palette[tokens]
+    error = np.abs(painted - images)
+    assert (error == np.abs(images - palette[:, 0]).min(-1, keepdims=True)).all()
+    assert source.info["rms_error"] == pytest.approx(np.sqrt(np.mean(error.astype(float) ** 2)), abs=1e-12)
+    assert (source.info["rms_error"] == 0) == (levels == 256)
+    np.testing.assert_array_equal(source[5]["tokens"], tokens[5])
+
+
+def test_more_greys_lack_less_and_none_are_without_tokens(built):
+    plain, errors = icons.Source("train", built[0], 8, SETS), [with_tokens(built[0], n).info["rms_error"] for n in (2, 4, 16, 64)]
+    assert errors == sorted(errors, reverse=True)
+    assert not {"palette", "rms_error"} & set(plain.info)
+    assert plain.dims == {"image": 8, "channels": 1, "classes": 1}
+    prints = {plain.info["fingerprint"], *(with_tokens(built[0], n).info["fingerprint"] for n in (4, 5))}
+    assert len(prints) == 3
+    for options, said in (({"extras": ("token",)}, "nearest: 'tokens'"), ({"levels": 1}, "data.levels=1"), ({"levels": 300}, "2 to 256")):
+        with pytest.raises(UserError, match=said):
+            icons.Source("train", built[0], 8, SETS, **options)
+
+
+def test_greys_of_pixels_of_any_value_have_the_error_of_even_steps():
+    """Bennett's 1 / sqrt(12) of a step; pictures that are ten steps lighter lack more by just that."""
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 1), np.uint8)
+    for levels in (4, 16):
+        greys = Greys(levels)
+        assert greys.rms(pixels) == pytest.approx(255 / (levels - 1) / 12**0.5, rel=0.02)
+        moved = np.abs(greys.palette[greys.tokens(pixels)].astype(float) + 10 - pixels)
+        assert np.mean(moved**2) == pytest.approx(greys.rms(pixels) ** 2 + 10**2, rel=0.02)

@@ -62,7 +62,7 @@ def test_a_cut_keeps_the_longest_part_that_ends_with_a_whole_character(photos, l
     for _ in range(200):
         said = any_text(rng, rng.randrange(12))
         fits = max((said[:k] for k in range(len(said) + 1) if len(said[:k].encode()) <= length - 2), key=len)
-        row = source.encode(said)
+        row = source.fitted(said)
         assert source.decode(row) == fits
         assert (row == text.SPECIALS["END"]).sum() == 1
 
@@ -106,6 +106,24 @@ def test_words_are_those_of_training_in_both_splits(photos):
     assert item["text"][:2].tolist() == [1, 4]  # 'word' is the most frequent
     assert 0 < train.info["captions"]["unknown"] < 1
     json.dumps(train.info)
+
+
+def test_a_prompt_says_all_of_its_words_or_is_refused_in_one_line(photos):
+    """Where a caption of the data is cut or has an UNKNOWN word, a prompt is a mistake."""
+    source = opened(photos, tokens="words", words=5, length=6)
+    known = source.info["vocabulary"]["words"]
+    assert known[0] == "word"
+    row = source.encode(f"WORD {known[1]}")
+    assert row.tolist() == [1, 4, 5, 2, 0, 0]
+    for said, why in (("wrod", "word 'wrod' is unknown (nearest: 'word')"), ("word " * 5, "has 5 words; expected at most 4")):
+        with pytest.raises(UserError) as e:
+            source.encode(said)
+        assert why in str(e.value)
+        assert "\n" not in str(e.value)
+        assert source.fitted(said).shape == (6,)
+    assert text.UNKNOWN in source.fitted("wrod")
+    with pytest.raises(UserError, match="has 7 bytes; expected at most 6"):
+        opened(photos, length=8).encode("Word w0")
 
 
 def test_what_is_cut_is_counted(photos):
