@@ -1,23 +1,30 @@
-"""Optimizer and schedules: AdamW whose every update is scaled, weight by weight, by what its arrow says.
+"""Optimizer and schedules: a core from lab/optimizers, whose every update is scaled, weight by weight, by what its arrow says.
 
-    g / grad -> clip -> Adam -> -lr(t) (step u + weight_decay decay w)
+    g / grad -> clip -> core (Adam, ...) -> -lr(t) (step u + weight_decay decay w)
 
-The core sees gradients of width-free size, so epsilon and clipping need no rule of their own. All hyperparameters are traced:
-one compiled program serves every learning rate, decay, beta and parametrization.
+The core sees gradients and weights of width-free size, so epsilon, clipping and what is relative to a weight need no rule of their
+own. All hyperparameters are traced: one compiled program serves every learning rate, decay, beta and parametrization.
 """
 
+import inspect
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from lab import find
 from lab.axes import Weight, is_weight
-from lab.errors import UserError, unknown
+from lab.errors import UserError, nearest, unknown
+from lab.optimizers import adamw
 from lab.parametrization import Scales
 
 SCHEDULES = ("constant", "linear", "cosine", "wsd")
 TRACED = ("lr", "weight_decay", "b1", "b2", "eps", "clip", "ema")
+CORE = ("b1", "b2", "eps")  # read by the optimizers that ask for them, as all other keys that every config has are by all
+SHARED = ("name", "schedule", "warmup", "decay", *TRACED)
 
 
 class Hyper(NamedTuple):
@@ -33,6 +40,47 @@ class Hyper(NamedTuple):
     seed: Any
     slot: Any
     scales: list[Scales]
+    own: dict[str, Any] = {}  # noqa: RUF012  numbers that the optimizer alone knows
+
+
+def kind(name: str) -> type:
+    """The Optimizer of a part of lab/optimizers, or of one's own by dotted path or file."""
+    module = find.module("lab.optimizers", name)
+    if not hasattr(module, "Optimizer"):
+        raise unknown("optimizer name", name, find.names("lab.optimizers"))
+    return module.Optimizer
+
+
+def check(config: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """UserError for a key of the section `optim` that its optimizer does not read, lacks, or that is of another type than it says."""
+    name, reads = config["name"], find.arguments(kind(config["name"]))
+    own = {k: v for k, v in config.items() if k not in SHARED}
+    for key in [k for k in CORE if config[k] != defaults[k]] + list(own):
+        if key not in reads:
+            known = dict.fromkeys(k for k in (*SHARED, *reads) if k in reads or k not in CORE)
+            raise UserError(
+                f"config key optim.{key}={config[key]!r} is not read by optimizer {name!r}{nearest(key, known)}; it reads: {', '.join(known)}"
+            )
+    find.check(kind(name), own, "optim", ("self", *SHARED))
+    find.typed(kind(name), own, "optim")
+
+
+def own(config: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
+    """What the section `optim` gives its optimizer alone, defaults filled in: arguments that are `float`, which are traced, and others."""
+    known = {n: p for n, p in inspect.signature(kind(config["name"])).parameters.items() if n not in SHARED}
+    given = {n: config.get(n, p.default) for n, p in known.items()}
+    numbers = {n: float(v) for n, v in given.items() if known[n].annotation is float}
+    return numbers, {n: v for n, v in given.items() if n not in numbers}
+
+
+def core(config: dict[str, Any]) -> Callable:
+    """The optimizer of a config's section `optim`, which wants its traced arguments alone."""
+    return partial(kind(config["name"]), **own(config)[1])
+
+
+def traced(config: dict[str, Any]) -> set[str]:
+    """The keys of the section `optim` in which trials of one program may differ."""
+    return {*TRACED, *own(config)[0]}
 
 
 def schedule(name: str, steps: int, warmup: int, decay: float) -> optax.Schedule:
@@ -63,29 +111,41 @@ def _each(f, scales: list[Scales], tree: Any, *rest: Any) -> Any:
     others = [jax.tree.leaves(t, is_leaf=is_weight) for t in rest]
     out = []
     for s, w, *o in zip(scales, leaves, *others, strict=True):
-        x = f(s, w.get_value(), *(v.get_value() for v in o))
+        x = f(s, w.arrow, w.get_value(), *(v.get_value() for v in o))
         out.append(Weight(x, arrow=w.arrow))
     return jax.tree.unflatten(treedef, out)
 
 
-def optimizer(hyper: Hyper, rate: optax.Schedule) -> optax.GradientTransformation:
-    """The optimizer of one trial; `rate` multiplies hyper.lr. Its state is optax's own."""
+def optimizer(hyper: Hyper, rate: optax.Schedule, core: Callable = adamw.Optimizer) -> optax.GradientTransformation:
+    """The optimizer of one trial; `rate` multiplies hyper.lr. Its state is optax's own, with the core's in its midst.
+
+    `core` is called with the hyperparameters that it takes and gives `init(params)` and `update(updates, state, params)`, and may give
+    `size(arrow)`: how large its update acts beside one whose entries are of size one, relative to the base; 1 where it is not given.
+    """
+    known = {k: getattr(hyper, k) for k in TRACED} | hyper.own
+    inner = core(**{k: known[k] for k in find.arguments(core) if k in known})
 
     def before(grads, params):
-        return _each(lambda s, g: g / s.grad, hyper.scales, grads)
+        return _each(lambda s, _, g: g / s.grad, hyper.scales, grads)
 
     def clipped(updates, params):
         norm = optax.tree.norm(updates)
         factor = jnp.minimum(1.0, hyper.clip / jnp.maximum(norm, 1e-20))
         return jax.tree.map(lambda g: g * factor, updates)
 
+    def moved(updates, state, params):
+        # the weight over its expected size; an optimizer's own step expects none
+        return inner.update(updates, state, _each(lambda s, _, w: w / s.init**s.unit, hyper.scales, params))
+
     def decayed(updates, params):
-        return _each(lambda s, u, w: s.step * u + hyper.weight_decay * s.decay * w, hyper.scales, updates, params)
+        if hasattr(inner, "size"):
+            updates = _each(lambda s, a, u: u / inner.size(a) ** s.unit, hyper.scales, updates)
+        return _each(lambda s, _, u, w: s.step * u + hyper.weight_decay * s.decay * w, hyper.scales, updates, params)
 
     return optax.chain(
         optax.stateless(before),
         optax.stateless(clipped),
-        optax.scale_by_adam(hyper.b1, hyper.b2, hyper.eps),
+        optax.GradientTransformation(inner.init, moved),
         optax.stateless(decayed),
         optax.scale_by_schedule(lambda count: -hyper.lr * rate(count)),
     )

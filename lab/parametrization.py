@@ -13,12 +13,17 @@ from lab.errors import unknown
 
 
 class Scales(NamedTuple):
-    """Factors of one weight: on its base init std, its step, its expected gradient and its decoupled weight decay."""
+    """Factors of one weight: on its base init std, its step, its expected gradient and its decoupled weight decay.
+
+    `unit` is 1 where `step` is that of updates whose entries are of size one, as Adam's are, and 0 where it is that of the
+    optimizer's own updates, of whatever size.
+    """
 
     init: float
     step: float
     grad: float
     decay: float
+    unit: float = 1.0
 
 
 class ArrowLike(Protocol):
@@ -43,15 +48,15 @@ def _decay(arrow: ArrowLike) -> float:
 
 
 def standard(arrow: ArrowLike, alpha: float = 1.0) -> Scales:
-    """The standard parametrization: init std 1/sqrt(fan-in), one learning rate for every weight. Equal to muP at the base.
+    """The standard parametrization: init std 1/sqrt(fan-in), one learning rate of any optimizer for every weight. Equal to muP at the base.
 
     It has no depth rule: `alpha` is taken, as by every table, and changes nothing.
     """
-    return Scales(arrow.r_in**-0.5, 0.0 if arrow.fixed else 1.0, 1.0, _decay(arrow))
+    return Scales(arrow.r_in**-0.5, 0.0 if arrow.fixed else 1.0, 1.0, _decay(arrow), unit=0.0)
 
 
 def mup(arrow: ArrowLike, alpha: float = 1.0) -> Scales:
-    """muP for Adam in width, and its depth rule with branch exponent `alpha` (1: CompleteP, arXiv 2505.01618; 1/2: Depth-muP).
+    """muP in width, and its depth rule with branch exponent `alpha` (1: CompleteP, arXiv 2505.01618; 1/2: Depth-muP).
 
     Width: init r_in^-1/2 min(1, (r_out/r_in)^1/2), step 1/r_in, gradient 1/(r_out r_index).
     Depth, inside a residual stack of depth ratio L: gradient L^-alpha and step L^(alpha-1); for the weight that closes a

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from lab.data import loader
 from lab.errors import UserError, unknown
 from lab.judging import Judging, Painter
 from lab.log import Progress, Scalars
-from lab.optim import Hyper, schedule
+from lab.optim import Hyper, core, own, schedule
 from lab.record import Writer, compact, write_json
 from lab.train import Program, State, over_trials
 from sharding import mesh as meshes
@@ -52,7 +53,7 @@ class Trial:
 
 
 def build(config: dict, source_dims: dict[str, int]) -> Program:
-    """The program of a config: model described (no numbers), objective, schedule. Bad keys and sizes raise UserError."""
+    """The program of a config: model described (no numbers), objective, schedule, optimizer. Bad keys and sizes raise UserError."""
     part = dict(config["model"])
     model = find.module("lab.models", part.pop("name")).Model
     what = dict(config["objective"])
@@ -68,7 +69,7 @@ def build(config: dict, source_dims: dict[str, int]) -> Program:
     if t["dtype"] not in dtypes:
         raise unknown("train.dtype", t["dtype"], dtypes)
     rate = schedule(o["schedule"], t["steps"], o["warmup"], o["decay"])
-    return Program(model(dims, **options), dims, objective, rate, dtypes[t["dtype"]])
+    return Program(model(dims, **options), dims, objective, rate, dtypes[t["dtype"]], core(o))
 
 
 def _dims(model: Any, part: dict, base: dict, given: dict[str, dict[str, int]]) -> Dims:
@@ -93,7 +94,7 @@ def hyper(program: Program, config: dict, table: parametrization.Table, slot: in
     """The traced hyperparameters of one config as plain numbers; `slot` is which seed's batch it reads."""
     o = config["optim"]
     numbers = [*(o[k] for k in ("lr", "weight_decay", "b1", "b2", "eps")), o["clip"] or INFINITE, o["ema"]]
-    return Hyper(*map(float, numbers), config["seed"], slot, axes.scales(program.model, table))
+    return Hyper(*map(float, numbers), config["seed"], slot, axes.scales(program.model, table), own(o)[0])
 
 
 def stacked(rows: list[Hyper]) -> Hyper:
@@ -109,7 +110,15 @@ def hypers(program: Program, trials: list[Trial], seeds: list[int]) -> Hyper:
 
 def state_names(state: State) -> Any:
     """Dim names of every leaf of a population's state, for placement."""
-    return jax.tree.map(lambda x: ("trials", *x.arrow.names) if is_weight(x) else ("trials",) * (np.ndim(x) > 0), state, is_leaf=is_weight)
+
+    def one(names, x):
+        # an optimizer may keep less than a weight of a weight; such dims have no name
+        return ("trials", *names) if np.ndim(x) == 1 + len(names) else ("trials", *[""] * (np.ndim(x) - 1))
+
+    def named(x):
+        return jax.tree.map(partial(one, x.arrow.names), x) if is_weight(x) else one((), x)
+
+    return jax.tree.map(named, state, is_leaf=is_weight)
 
 
 def turns(trials: int) -> Mesh | None:

@@ -28,7 +28,8 @@ from lab.evals.subject import open_judges
 from lab.judging import Judging, Painter
 from lab.log import Progress
 from lab.objectives import conditions
-from lab.optim import TRACED
+from lab.optim import check as check_optim
+from lab.optim import traced
 from lab.population import Population, Trial
 from lab.train import Program
 
@@ -41,6 +42,7 @@ DEFAULTS = {
     "objective": {"name": ""},
     "data": {"name": ""},
     "optim": {
+        "name": "adamw",
         **{"lr": 2.0**-6, "weight_decay": 0.0, "b1": 0.9, "b2": 0.99, "eps": 1e-8, "clip": 0.0, "ema": 0.99},
         **{"schedule": "cosine", "warmup": 0, "decay": 0.2},
     },
@@ -54,12 +56,14 @@ DEFAULTS = {
     # workers: processes that read data which memory cannot hold, 0 for threads
     "run": {"mesh": {}, "rules": {"batch": "data"}, "chunk": 0, "checkpoint_seconds": 60.0, "data_dir": "data", "workers": 0},
 }
-OPEN = ("model", "base", "objective", "data", "sample.options", "judge.options", "run.mesh", "run.rules")  # sections with keys of their own
+# sections with keys of their own
+OPEN = ("model", "base", "objective", "data", "optim", "sample.options", "judge.options", "run.mesh", "run.rules")
 # what a sweep may set whole, so that arms are of different families, each drawn from by options of its own
 SECTIONS = ("model", "objective", "sample.options")
 METRICS = ("eval_loss", "eval_ema")
 IMPORTED = "imported"  # name in a config's section data where weights came without their data
 PROMPTS = "prompts.npz"  # features of a study's prompts, which are too many numbers for study.json
+SINCE = {"optim.name": "adamw"}  # keys that older studies lack, and what they meant there; a trial that has them so keeps its identity
 NUMBERS = 2  # raised where the same config computes something else. 2: sine-cosine positions have the column first
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -101,7 +105,7 @@ def load(path: str, overrides: Iterable[str] = ()) -> Experiment:
     flat = _flatten(config.to_dict())
     sections = {k for p in points for k, v in p.items() if isinstance(v, dict)}
     for key in sorted({k for p in points for k in p}):
-        if key not in flat and key not in ("arm", *SECTIONS):
+        if key not in flat and key not in ("arm", *SECTIONS) and not key.startswith("optim."):  # an optimizer's own are checked with it
             raise unknown("swept key", key, flat)
     if odd := sorted(sections - set(SECTIONS)):
         raise UserError(f"swept key {odd[0]!r} is a section that cannot be swept whole; expected one of: {', '.join(SECTIONS)}")
@@ -197,8 +201,9 @@ def expand(experiment: Experiment, data_print: str) -> list[Trial]:
     trials = {}
     for point in experiment.points:
         full = _at(experiment.config.to_dict(), point, experiment.sections)
-        arm = point.get("arm") or full["parametrization"]["name"]
+        arm = point.get("arm") or " ".join([full["parametrization"]["name"], *[find.stem(point[k]) for k in ("optim.name",) if k in point]])
         _counts(full)
+        check_optim(full["optim"], DEFAULTS["optim"])
         parametrization.table(**full["parametrization"])  # its name is checked before anything is traced
         trial = Trial(identity(full, data_print), arm, full, point)
         if trials.get(trial.id, trial).config["sample"] != full["sample"]:
@@ -233,18 +238,22 @@ def identity(config: dict, data_print: str) -> str:
     """Hash of what changes a trial's result: config without where it runs, how it is shown and judged, data, a user's own modules."""
     kept = {k: v for k, v in config.items() if k not in ("run", "sample", "judge")}
     kept["eval"] = {k: v for k, v in kept["eval"].items() if k != "metric"}
+    kept["optim"] = {k: v for k, v in kept["optim"].items() if SINCE.get(f"optim.{k}") != v}
     own = [find.source_digest(f"lab.{_folder(p)}", config[p]["name"]) for p in ("model", "objective", "data")]
     own += [find.source_digest("lab.layers", v) for k, v in sorted(config["model"].items()) if k != "name" and find.is_own(v)]
+    own += filter(None, [find.source_digest("lab.optimizers", config["optim"]["name"])])
     text = json.dumps([NUMBERS, kept, data_print, own], sort_keys=True, default=list)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def kinds(study: "Study") -> dict[str, dict]:
-    """{arm: config} of the trials of a study whose models or objectives differ in more than sizes: the first of each."""
+    """{arm: config} of the trials of a study whose models, objectives or optimizers differ in more than sizes: the first of each."""
     found: dict[str, tuple[str, dict]] = {}
     for t in study.trials.values():
         rest = {k: v for k, v in t.config["model"].items() if type(v) is not int}
-        found.setdefault(json.dumps([rest, sorted(t.config["model"]), t.config["objective"]], default=list), (t.arm, t.config))
+        found.setdefault(
+            json.dumps([rest, sorted(t.config["model"]), t.config["objective"], t.config["optim"]["name"]], default=list), (t.arm, t.config)
+        )
     return {
         f"{arm}, kind {i + 1}" if [a for a, _ in found.values()].count(arm) > 1 else arm: c for i, (arm, c) in enumerate(found.values())
     }
@@ -253,7 +262,7 @@ def kinds(study: "Study") -> dict[str, dict]:
 def shape_key(trial: Trial) -> str:
     """Equal for trials that one program can train: the config without what is traced."""
     config = json.loads(json.dumps(trial.config, default=list))
-    config["optim"] = {k: v for k, v in config["optim"].items() if k not in TRACED}
+    config["optim"] = {k: v for k, v in config["optim"].items() if k not in traced(trial.config["optim"])}
     del config["seed"], config["parametrization"]
     return json.dumps(config, sort_keys=True)
 
@@ -272,12 +281,13 @@ def pack(trials: list[Trial], dims: dict[str, int]) -> list[list[Trial]]:
 
 
 def _fitting(trial: Trial, dims: dict[str, int]) -> int:
-    """Trials that need at most half of the device's memory, of which one takes 26 times its weights (measured on a CPU).
+    """Trials that need at most half of the device's memory, of which one takes 6.5 times its state (measured on a CPU, with AdamW).
 
-    Its state is four times the weights and stands twice in a step; a save behind the training holds it more than three times more.
+    The state stands twice in a step, and a save behind the training holds it more than three times more.
     """
     program = populations.build(trial.config, dims)
-    one = 4 * 26 * sum(cost.parameters(program.model).values())
+    state = jax.eval_shape(program.init, populations.hyper(program, trial.config, parametrization.standard))
+    one = 6.5 * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     stats = jax.devices()[0].memory_stats() or {}
     total = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return max(1, int(total / 2 / one))
@@ -354,7 +364,7 @@ class Study:
         """UserError where the folder holds another study: another name, data, or a setting that no sweep moves."""
         mine, theirs = (_flatten(json.loads(json.dumps(c, default=list))) for c in (self.config, self.known["config"]))
         mine |= {"name": self.experiment.name, "data": self.print}
-        theirs |= {"name": self.known["name"], "data": self.known["data"]["fingerprint"]}
+        theirs = SINCE | theirs | {"name": self.known["name"], "data": self.known["data"]["fingerprint"]}
         free = {*self.experiment.swept, *self.known["swept"]}
         same_numbers(self.folder, self.known)
         for key in sorted(mine.keys() | theirs.keys(), key=lambda k: (k != "name", k)):
@@ -380,7 +390,7 @@ class Study:
 
     def _moved(self, group: list[Trial]) -> list[tuple[str, Any]]:
         """What the sweep set for a population and what is not traced; where it sets whole sections, the arm and what varies within it."""
-        point = {k: v for k, v in group[0].point.items() if k not in _traced_keys()}
+        point = {k: v for k, v in group[0].point.items() if k not in _traced_keys(group[0].config["optim"])}
         if self.experiment.sections:
             arm = [t.point for t in self.trials.values() if t.arm == group[0].arm]
             point = {"": group[0].arm} | {k: v for k, v in point.items() if len({p.get(k) for p in arm}) > 1}
@@ -500,12 +510,17 @@ class Study:
         progress.finish(name)
 
 
+def _since(config: dict) -> dict:
+    """A config that may be an older study's, complete."""
+    return {**config, "optim": {"name": SINCE["optim.name"], **config["optim"]}}
+
+
 def _small(config: dict, n: int) -> dict:
     return {**config, "eval": {**config["eval"], "examples": n, "batch": n}}
 
 
-def _traced_keys() -> set[str]:
-    return {f"optim.{k}" for k in TRACED} | {"seed", "parametrization.name", "parametrization.alpha", "arm"}
+def _traced_keys(optim: dict) -> set[str]:
+    return {f"optim.{k}" for k in traced(optim)} | {"seed", "parametrization.name", "parametrization.alpha", "arm"}
 
 
 def same_numbers(folder: Path, about: dict) -> None:
@@ -565,7 +580,7 @@ def restored(folder: Path, trial: str = "") -> Restored:
         name = about["trials"][trial]["population"]
         if name not in kept_in:
             raise UserError(f"trial {trial!r} has no weights: its population {name!r} is not done, or every trial of it diverged")
-    config = record.read_json(folder / name / "config.json")
+    config = _since(record.read_json(folder / name / "config.json"))
     jax.config.update("jax_default_matmul_precision", config["train"]["precision"])
     program = populations.build(config, sizes(about["data"]))
     if not (folder / name / "weights").exists():

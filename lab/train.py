@@ -11,6 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from lab.axes import Dims, draw, view
 from lab.optim import Hyper, optimizer
+from lab.optimizers import adamw
 
 DIVERGED = 10.0  # a training loss this many times the first one counts as diverged, as a non-finite one does
 
@@ -30,13 +31,14 @@ class State:
 
 @dataclass(frozen=True)
 class Program:
-    """What the trials of one population share: the described model, the objective, the schedule and the compute dtype."""
+    """What the trials of one population share: the described model, the objective, the schedule, the compute dtype, the optimizer."""
 
     model: Any
     dims: Dims
     objective: Any
     rate: optax.Schedule
     dtype: jnp.dtype
+    core: Callable = adamw.Optimizer
 
     def loss(self, params: Any, key: jax.Array, batch: dict) -> jax.Array:
         """Loss of each example, [B], in float32."""
@@ -45,7 +47,7 @@ class Program:
     def init(self, hyper: Hyper) -> State:
         """State before the first step; every number comes from hyper.seed and hyper.scales."""
         params = draw(jax.random.fold_in(jax.random.key(hyper.seed), 0), self.model, hyper.scales)
-        opt = optimizer(hyper, self.rate).init(params)
+        opt = optimizer(hyper, self.rate, self.core).init(params)
         first, alive = jnp.float32(jnp.inf), jnp.array(True)
         # a buffer of its own: donated buffers must not be shared between params and their average
         return State(params, opt, jax.tree.map(jnp.copy, params), jnp.int32(0), alive, first)
@@ -57,7 +59,7 @@ class Program:
         norm = optax.tree.norm(grads)
         first = jnp.where(state.step == 0, loss, state.first)
         alive = state.alive & jnp.isfinite(loss) & jnp.isfinite(norm) & (loss <= DIVERGED * first)
-        updates, opt = optimizer(hyper, self.rate).update(grads, state.opt, state.params)
+        updates, opt = optimizer(hyper, self.rate, self.core).update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = optax.incremental_update(params, state.ema, 1.0 - hyper.ema)
         new = State(params, opt, ema, state.step + 1, alive, first)

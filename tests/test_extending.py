@@ -40,13 +40,27 @@ def test_parts_of_ones_own_train_and_their_arrows_are_true(here, capsys):
         assert "every arrow is true" in capsys.readouterr().out
 
 
-def test_the_text_of_a_mixer_is_part_of_a_trials_identity(here):
+def test_an_optimizer_of_ones_own_trains_and_its_numbers_are_traced(here):
+    path = here / "mine.py"
+    changed = path.read_text().replace('yield {"model.mixer": mixer, "arm": mixer}', 'yield {"optim.alpha": 2.0 if "/" in mixer else 0.5}')
+    path.write_text(changed.replace("c.optim = dict(", 'c.optim = dict(name="./ademamix.py", '))
+    assert cli.main(["run", "mine.py", "--config.sample.n=0"]) == 0
+    assert len(record.read_study("runs/mine")["populations"]) == 1
+    rows = record.table("runs/mine").to_pylist()
+    last = [r["eval_loss"] for r in rows if r["step"] == 40]
+    first = [r["eval_loss"] for r in rows if r["step"] == 0]
+    assert last[0] != last[1]
+    assert max(last) < 0.8 * min(first)
+
+
+@pytest.mark.parametrize("file, changed", [("linear.py", ()), ("ademamix.py", ("--config.optim.name=./ademamix.py",))])
+def test_the_text_of_a_part_is_part_of_a_trials_identity(here, file, changed):
     from lab.study import expand, load
 
-    before = expand(load("mine.py"), "data")[1].id
-    assert expand(load("mine.py"), "data")[1].id == before
-    (here / "linear.py").write_text((here / "linear.py").read_text() + "\n# another\n")
-    assert expand(load("mine.py"), "data")[1].id != before
+    before = expand(load("mine.py", changed), "data")[1].id
+    assert expand(load("mine.py", changed), "data")[1].id == before
+    (here / file).write_text((here / file).read_text() + "\n# another\n")
+    assert expand(load("mine.py", changed), "data")[1].id != before
 
 
 @pytest.mark.parametrize(

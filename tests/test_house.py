@@ -31,6 +31,7 @@ FLOORS = {
     "lab.models": 3,
     "lab.formats": 3,
     "lab.objectives": 3,
+    "lab.optimizers": 3,
     "lab.transforms": 3,
     "lab.tokenizers": 3,
     "lab.layers": 2,

@@ -12,6 +12,7 @@ from PIL import Image
 
 from lab.data import text
 from lab.data.loader import Loader, decode, open_source
+from lab.errors import UserError
 
 SHAPES = {"name": "shapes", "extras": ("caption",), "examples": 200}
 

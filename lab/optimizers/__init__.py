@@ -1,0 +1,1 @@
+"""Optimizers, one file each, exporting Optimizer: an optax transformation whose constructor names the keys of `optim` that it reads."""
