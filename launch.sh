@@ -47,9 +47,11 @@ environment() {
 }
 
 parity() {
-  "$venv/bin/python" -c 'import diffusers, torch, transformers' 2>/dev/null && return
-  say "installing PyTorch, diffusers and transformers for the comparisons"
+  "$venv/bin/python" -c 'import diffusers, mup, torch, transformers' 2>/dev/null && return
+  say "installing PyTorch, diffusers, transformers and mup for the comparisons"
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check torch==2.13.0 diffusers==0.42.1 transformers==5.24.0
+  # it asks for pandas, seaborn and torchvision to draw with, which nothing here does
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps mup==1.0.0
 }
 
 case "${1:-}" in

@@ -11,14 +11,14 @@ from lab.population import build, described
 
 
 def rows(config: dict, source_dims: dict[str, int]) -> list[dict[str, Any]]:
-    """For every weight: name, arrow, shape, role, fan-in, init std, step, expected gradient, decay, parameters."""
+    """For every weight: name, arrow, shape, role, fan-in, init std, step, expected gradient, decay, epsilon, parameters."""
     program, p = build(config, source_dims), config["parametrization"]
-    table, out = parametrization.table(p["name"], p["alpha"]), []
+    table, out = parametrization.table(**p), []
     for name, w in weights(program.model).items():
         a, s, shape = w.arrow, table(w.arrow), w.get_value().shape
         fan = a.fan * a.r_in if a.ins else 1
         row = {"weight": name, "arrow": str(a), "shape": "x".join(map(str, shape)) or "1", "role": "fixed" if a.fixed else a.role}
-        row |= {"fan-in": round(fan), "init std": a.std * s.init, "step": s.step, "gradient": s.grad, "decay": s.decay}
+        row |= {"fan-in": round(fan), "init std": a.std * s.init, "step": s.step, "gradient": s.grad, "decay": s.decay, "eps": s.eps}
         out.append(row | {"parameters": 0 if a.fixed else int(jnp.prod(jnp.array(shape or (1,))))})
     return out
 
@@ -33,7 +33,7 @@ def truth(config: dict, source_dims: dict[str, int], example: dict[str, Any]) ->
 
 def text(small: list[dict[str, Any]], large: list[dict[str, Any]] | None = None, factor: str = "") -> str:
     """The audit as a table; `large` adds the columns of the model that is `factor` as wide."""
-    moving = ("shape", "init std", "step", "gradient", "decay", "parameters")
+    moving = ("shape", "init std", "step", "gradient", "decay", "eps", "parameters")
     head = list(small[0]) + [f"{k} {factor}" for k in moving] * (large is not None)
     lines = [head]
     for i, row in enumerate(small):

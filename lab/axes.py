@@ -92,6 +92,11 @@ class Arrow:
         return bool(self.ins)
 
     @property
+    def is_lookup(self) -> bool:
+        """Whether it is read row by row, as tables of words, labels and positions are: a named axis is indexed, nothing contracted."""
+        return not self.ins and any(not axis.isdigit() for axis in self.index)
+
+    @property
     def role(self) -> str:
         """input, hidden, output, vector or scalar: a label for reports, derived from the ratios' axes."""
         if not self.ins:

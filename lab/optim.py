@@ -2,8 +2,8 @@
 
     g / grad -> clip -> core (Adam, ...) -> -lr(t) (step u + weight_decay decay w)
 
-The core sees gradients and weights of width-free size, so epsilon, clipping and what is relative to a weight need no rule of their
-own. All hyperparameters are traced: one compiled program serves every learning rate, decay, beta and parametrization.
+The core sees gradients and weights of width-free size, so clipping and what is relative to a weight need no rule of their own; epsilon
+may have one (Scales.eps). All hyperparameters are traced: one compiled program serves every learning rate, decay, beta and parametrization.
 """
 
 import inspect
@@ -131,7 +131,8 @@ def optimizer(hyper: Hyper, rate: optax.Schedule, core: Callable = adamw.Optimiz
     def clipped(updates, params):
         norm = optax.tree.norm(updates)
         factor = jnp.minimum(1.0, hyper.clip / jnp.maximum(norm, 1e-20))
-        return jax.tree.map(lambda g: g * factor, updates)
+        # Adam of g / c with epsilon is Adam of g with c epsilon: it is blind to c but for that
+        return _each(lambda s, _, g: g * (factor / (s.eps if "eps" in find.arguments(core) else 1.0)), hyper.scales, updates)
 
     def moved(updates, state, params):
         # the weight over its expected size; an optimizer's own step expects none

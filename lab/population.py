@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lab import axes, cost, find, parametrization
+from lab import axes, cost, find, parametrization, rates
 from lab.axes import Dims, is_weight
 from lab.checkpoint import Checkpoints
 from lab.data import loader
@@ -90,10 +90,21 @@ def _dims(model: Any, part: dict, base: dict, given: dict[str, dict[str, int]]) 
     return Dims.of(model.axes, {k: knobs[k] for k in needed if k in knobs}, base)
 
 
+def peak(config: dict) -> tuple[float, float]:
+    """The peak learning rate at the config's batch and horizon, and the weight decay that it multiplies."""
+    o, rule = config["optim"], config["parametrization"]["decay"]
+    lr = o["lr"] * rates.factor(config["transfer"], config["train"]["batch"], config["train"]["steps"])
+    if rule not in parametrization.INDEPENDENT:
+        return lr, o["weight_decay"]
+    if lr <= 0:
+        raise UserError(f"optim.lr={o['lr']} must be above 0 where parametrization.decay={rule!r}: weight decay is divided by it")
+    return lr, o["weight_decay"] / lr
+
+
 def hyper(program: Program, config: dict, table: parametrization.Table, slot: int = 0) -> Hyper:
     """The traced hyperparameters of one config as plain numbers; `slot` is which seed's batch it reads."""
     o = config["optim"]
-    numbers = [*(o[k] for k in ("lr", "weight_decay", "b1", "b2", "eps")), o["clip"] or INFINITE, o["ema"]]
+    numbers = [*peak(config), *(o[k] for k in ("b1", "b2", "eps")), o["clip"] or INFINITE, o["ema"]]
     return Hyper(*map(float, numbers), config["seed"], slot, axes.scales(program.model, table), own(o)[0])
 
 
@@ -104,7 +115,7 @@ def stacked(rows: list[Hyper]) -> Hyper:
 
 def hypers(program: Program, trials: list[Trial], seeds: list[int]) -> Hyper:
     """The traced hyperparameters of trials, stacked along a leading axis of trials."""
-    tables = [parametrization.table(t.config["parametrization"]["name"], t.config["parametrization"]["alpha"]) for t in trials]
+    tables = [parametrization.table(**t.config["parametrization"]) for t in trials]
     return stacked([hyper(program, t.config, table, seeds.index(t.config["seed"])) for t, table in zip(trials, tables, strict=True)])
 
 

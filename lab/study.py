@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from lab import axes, cost, find, parametrization, record
+from lab import axes, cost, find, parametrization, rates, record
 from lab import population as populations
 from lab.axes import Dims
 from lab.checkpoint import Checkpoints
@@ -38,7 +38,9 @@ DEFAULTS = {
     "seed": 0,
     "model": {"name": ""},
     "base": {},
-    "parametrization": {"name": "mup", "alpha": 1.0},
+    "parametrization": {"name": "mup", "alpha": 1.0, "eps": "scaled", "decay": "constant"},
+    # the learning rate at another batch and horizon than those it was tuned at (lab/rates.py)
+    "transfer": {"batch_rule": "none", "base_batch": 0, "horizon_rule": "none", "base_steps": 0},
     "objective": {"name": ""},
     "data": {"name": ""},
     "optim": {
@@ -63,7 +65,12 @@ SECTIONS = ("model", "objective", "sample.options")
 METRICS = ("eval_loss", "eval_ema")
 IMPORTED = "imported"  # name in a config's section data where weights came without their data
 PROMPTS = "prompts.npz"  # features of a study's prompts, which are too many numbers for study.json
-SINCE = {"optim.name": "adamw"}  # keys that older studies lack, and what they meant there; a trial that has them so keeps its identity
+TRACED_SECTIONS = ("seed", "parametrization", "transfer")  # beside what optim traces: trials that differ in these share a program
+# keys that older studies lack, and what they meant there; a trial that has them so keeps its identity
+SINCE = {
+    **{"optim.name": "adamw", "parametrization.eps": "scaled", "parametrization.decay": "constant"},
+    **{"transfer.batch_rule": "none", "transfer.base_batch": 0, "transfer.horizon_rule": "none", "transfer.base_steps": 0},
+}
 NUMBERS = 2  # raised where the same config computes something else. 2: sine-cosine positions have the column first
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -204,7 +211,8 @@ def expand(experiment: Experiment, data_print: str) -> list[Trial]:
         arm = point.get("arm") or " ".join([full["parametrization"]["name"], *[find.stem(point[k]) for k in ("optim.name",) if k in point]])
         _counts(full)
         check_optim(full["optim"], DEFAULTS["optim"])
-        parametrization.table(**full["parametrization"])  # its name is checked before anything is traced
+        parametrization.table(**full["parametrization"])  # rules are checked before anything is traced
+        populations.peak(full)
         trial = Trial(identity(full, data_print), arm, full, point)
         if trials.get(trial.id, trial).config["sample"] != full["sample"]:
             raise UserError(
@@ -238,7 +246,9 @@ def identity(config: dict, data_print: str) -> str:
     """Hash of what changes a trial's result: config without where it runs, how it is shown and judged, data, a user's own modules."""
     kept = {k: v for k, v in config.items() if k not in ("run", "sample", "judge")}
     kept["eval"] = {k: v for k, v in kept["eval"].items() if k != "metric"}
-    kept["optim"] = {k: v for k, v in kept["optim"].items() if SINCE.get(f"optim.{k}") != v}
+    for section in {key.split(".")[0] for key in SINCE}:
+        kept[section] = {k: v for k, v in kept[section].items() if (key := f"{section}.{k}") not in SINCE or v != SINCE[key]}
+    kept = {k: v for k, v in kept.items() if k != "transfer" or v}
     own = [find.source_digest(f"lab.{_folder(p)}", config[p]["name"]) for p in ("model", "objective", "data")]
     own += [find.source_digest("lab.layers", v) for k, v in sorted(config["model"].items()) if k != "name" and find.is_own(v)]
     own += filter(None, [find.source_digest("lab.optimizers", config["optim"]["name"])])
@@ -263,7 +273,8 @@ def shape_key(trial: Trial) -> str:
     """Equal for trials that one program can train: the config without what is traced."""
     config = json.loads(json.dumps(trial.config, default=list))
     config["optim"] = {k: v for k, v in config["optim"].items() if k not in traced(trial.config["optim"])}
-    del config["seed"], config["parametrization"]
+    for key in TRACED_SECTIONS:
+        del config[key]
     return json.dumps(config, sort_keys=True)
 
 
@@ -480,6 +491,7 @@ class Study:
         card = {
             **{"parameters": sum(by_role.values()), "by_role": by_role, "weights": cost.card(pop.program.model)},
             **{"flops_per_example": pop.flops(), "convention": cost.CONVENTION, "base": pop.config["base"]},
+            "transfer": {t.id: told for t in pop.trials if (told := transferred(t.config))},
             **{"versions": versions(), "device": device.device_kind, "devices": jax.device_count()},
             "precision": {k: pop.config["train"][k] for k in ("dtype", "precision")},
         }
@@ -512,7 +524,18 @@ class Study:
 
 def _since(config: dict) -> dict:
     """A config that may be an older study's, complete."""
-    return {**config, "optim": {"name": SINCE["optim.name"], **config["optim"]}}
+    out = dict(config)
+    for key, value in SINCE.items():
+        section, leaf = key.split(".")
+        out[section] = {leaf: value, **out.get(section, {})}
+    return out
+
+
+def transferred(config: dict) -> dict[str, Any]:
+    """What multiplied a trial's learning rate, and by which rules from which base; nothing where no rule is named."""
+    c, t = config["transfer"], config["train"]
+    named = {c["batch_rule"], c["horizon_rule"]} != {"none"}
+    return {**c, "factor": rates.factor(c, t["batch"], t["steps"])} if named else {}
 
 
 def _small(config: dict, n: int) -> dict:
@@ -520,7 +543,7 @@ def _small(config: dict, n: int) -> dict:
 
 
 def _traced_keys(optim: dict) -> set[str]:
-    return {f"optim.{k}" for k in traced(optim)} | {"seed", "parametrization.name", "parametrization.alpha", "arm"}
+    return {f"optim.{k}" for k in traced(optim)} | set(_flatten({k: DEFAULTS[k] for k in TRACED_SECTIONS})) | {"arm"}
 
 
 def same_numbers(folder: Path, about: dict) -> None:

@@ -41,6 +41,7 @@ FLOORS = {
     "lab.checkpoint": 1,
     "lab.log": 1,
     "lab.parametrization": 0,
+    "lab.rates": 0,
     "lab.data": 0,
     "lab.record": 0,
     "lab.laws": 0,
