@@ -16,7 +16,6 @@ import _common
 from lab.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-QUICKSTART = ROOT / "experiments" / "quickstart.py"
 
 
 def need_torch(name: str) -> None:
@@ -61,11 +60,11 @@ def table(rows: list[tuple]) -> str:
     return "\n".join("  ".join(c.rjust(w) for c, w in zip(r, widths, strict=True)) for r in rows)
 
 
-def config(**changes: Any) -> dict[str, Any]:
-    """The quickstart's complete config with `changes` by dotted key."""
+def config(experiment: str = "quickstart", **changes: Any) -> dict[str, Any]:
+    """The complete config of an experiment of experiments/ with `changes` by dotted key."""
     from lab import study
 
-    c = study.load(str(QUICKSTART)).config.to_dict()
+    c = study.load(str(ROOT / "experiments" / f"{experiment}.py")).config.to_dict()
     for key, value in changes.items():
         section, _, leaf = key.partition(".")
         c[section][leaf] = value
@@ -73,26 +72,39 @@ def config(**changes: Any) -> dict[str, Any]:
 
 
 class Noise:
-    """A source of the quickstart's shape: what a step costs does not depend on what the pixels are."""
+    """A source of given sizes, the quickstart's by default: what a step costs does not depend on what the pixels are."""
 
-    dims = dict(image=16, channels=1, classes=4)  # noqa: RUF012
+    def __init__(self, **dims: int):
+        self.dims = dims or dict(image=16, channels=1, classes=4)
 
-    @staticmethod
-    def batch(n: int) -> dict:
-        """uint8 images [n, 16, 16, 1] and labels [n]."""
+    def batch(self, n: int) -> dict:
+        """What the sizes tell of: uint8 image [n, image, image, channels], label [n], tokens [n, side, side], text [n, length].
+
+        Half of the words of every text are padding (0).
+        """
         import numpy as np
 
-        rng = np.random.default_rng(0)
-        return {"image": rng.integers(0, 256, (n, 16, 16, 1), np.uint8), "label": rng.integers(0, 4, n).astype(np.int32)}
+        rng, d, made = np.random.default_rng(0), self.dims, {}
+        if "image" in d:
+            made["image"] = rng.integers(0, 256, (n, d["image"], d["image"], d["channels"]), np.uint8)
+        if "classes" in d:
+            made["label"] = rng.integers(0, d["classes"], n).astype(np.int32)
+        if "tokens" in d:
+            made["tokens"] = rng.integers(0, d["vocabulary"], (n, d["side"], d["side"])).astype(np.int32)
+        if "words" in d:
+            said = np.arange(d["length"]) < (d["length"] + 1) // 2
+            made["text"] = (said * rng.integers(1, d["words"], (n, d["length"]))).astype(np.int32)
+        return made
 
 
-def population(config: dict[str, Any], n: int) -> Any:
+def population(config: dict[str, Any], n: int, source: Noise | None = None) -> Any:
     """The lab's own program for `n` trials of a config that differ in learning rate, not compiled yet."""
     from lab.population import Population, Trial
 
+    source = source or Noise()
     rates = [2.0 ** -(5 + i) for i in range(n)]
     trials = [Trial(f"t{i}", "mup", {**config, "optim": {**config["optim"], "lr": r}}, {"optim.lr": r}) for i, r in enumerate(rates)]
-    return Population(trials, Noise, {k: v[None] for k, v in Noise.batch(config["train"]["batch"]).items()})
+    return Population(trials, source, {k: v[None] for k, v in source.batch(config["train"]["batch"]).items()})
 
 
 class Child:

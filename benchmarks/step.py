@@ -1,29 +1,62 @@
-"""A train step of the lab's DiT against plain eager PyTorch: `lab bench step`.
+"""A train step of a family's model against plain eager PyTorch: `lab bench step --family dit`, another family, or all of them.
 
-Three contestants at the quickstart's shape: the lab's program of one trial, an eager PyTorch DiT with as many parameters, and the
-lab's program of 8 trials, counted per trial. All do a rectified-flow loss, its gradient, Adam and an average of the weights on
-the same batch in float32. They take turns, each in its own process; a ratio is formed within a round. PyTorch uses one core or all
-of them, whichever is faster at that shape. On a busy machine its threads wait for each other: measure on a quiet one.
+Three contestants at the shape of the family's experiment, without its data: the lab's program of one trial, the family's peer
+(benchmarks/peers, one file a family) with as many parameters, and the lab's program of 8 trials, counted per trial. All do the same loss,
+its gradient, Adam and an average of the weights on the same batch in float32. They take turns, each in its own process; a ratio is formed
+within a round. PyTorch uses one core or all of them, whichever is faster at that shape. On a busy machine its threads wait for each other:
+measure on a quiet one.
 """
 
 import argparse
+import importlib
 import json
 import os
 import sys
 import time
 from pathlib import Path
 from statistics import median
+from types import ModuleType
 
 sys.path.insert(0, str(Path(__file__).parent))
 import _common
 import _turns
 
-SHAPES = ((64, 4), (128, 4), (256, 4), (64, 2), (128, 2), (256, 2))  # width, patch: 16 and 64 tokens
+from lab.errors import UserError, unknown
+
+# widths and numbers of tokens by default; one family is seen at every number of tokens that its peer has
+ONE, ALL = dict(widths=(64, 128, 256), tokens=None), dict(widths=(64, 256), tokens=(64,))
 
 
-def spec(name: str, width: int, patch: int, trials: int = 1, fused: bool = False) -> dict:
-    """What a contestant's process is told."""
-    return {"name": name, "width": width, "patch": patch, "trials": trials, "fused": fused}
+def families() -> list[str]:
+    """The families that have a peer."""
+    return sorted(p.stem for p in (Path(__file__).parent / "peers").glob("[a-z]*.py"))
+
+
+def peer_of(family: str) -> ModuleType:
+    """The peer of a family: EXPERIMENT, SHAPES, Model, inputs, loss and copy_weights."""
+    return importlib.import_module(f"peers.{family}")
+
+
+def chosen(args: argparse.Namespace) -> list[tuple[str, int, int]]:
+    """Family, width and tokens of every comparison asked for; UserError where a family is unknown or none has such a shape."""
+    have = families()
+    if args.family not in (*have, "all"):
+        raise unknown("--family", args.family, [*have, "all"])
+    _turns.need_torch("step")
+    usual, some = (ALL, have) if args.family == "all" else (ONE, [args.family])
+    widths, tokens = args.widths or usual["widths"], args.tokens or usual["tokens"]
+    shapes = {f: list(peer_of(f).SHAPES) for f in some}
+    found = [(f, w, n) for f in some for n in shapes[f] for w in widths if n in (tokens or shapes[f])]
+    if not found:
+        raise UserError(f"--tokens={tokens} fits no family; expected of {', '.join(f'{f}: {n}' for f, n in shapes.items())}")
+    return found
+
+
+def setting(family: str, width: int, tokens: int) -> tuple[dict, dict]:
+    """The config of a comparison and the sizes that its source tells."""
+    peer = peer_of(family)
+    model, sizes = peer.SHAPES[tokens]
+    return _turns.config(peer.EXPERIMENT, **{f"model.{k}": v for k, v in {"width": width, **model}.items()}), sizes
 
 
 def lab(s: dict):
@@ -33,8 +66,7 @@ def lab(s: dict):
     from lab import cost
 
     jax.config.update("jax_enable_compilation_cache", False)
-    config = _turns.config(**{"model.width": s["width"], "model.patch": s["patch"]})
-    pop = _turns.population(config, s["trials"])
+    pop = _turns.population(s["config"], s["trials"], _turns.Noise(**s["sizes"]))
     at = {"carry": pop.init()}
     pop.compile(at["carry"])
     batch = pop.put(pop.example_batch())
@@ -45,36 +77,35 @@ def lab(s: dict):
         jax.block_until_ready((at["carry"], values))
 
     about = {"parameters": sum(cost.parameters(pop.program.model).values()), "compile_s": round(pop.compile_s, 2)}
-    return about | {"flops_step": pop.flops() * config["train"]["batch"] * s["trials"], "bytes": pop.bytes}, run
+    return about | {"flops_step": pop.flops() * s["config"]["train"]["batch"] * s["trials"], "bytes": pop.bytes}, run
+
+
+def build(family: str, config: dict, sizes: dict):
+    """The peer of a config; it starts with zero gates, as every experiment here does."""
+    options = {k: v for k, v in config["model"].items() if k not in ("name", "zero_gates")}
+    return peer_of(family).Model(**options, **sizes)
 
 
 def peer(s: dict):
     """The PyTorch peer: what it is, and run(steps)."""
-    import _peer
     import torch
 
-    from lab import population
-
     torch.manual_seed(0)
-    config = _turns.config(**{"model.width": s["width"], "model.patch": s["patch"]})
-    dims = population.build(config, _turns.Noise.dims).dims
-    model = _peer.DiT(
-        **dict(width=dims["embed"], depth=dims["layers"], head_dim=dims["head_dim"], mlp_ratio=dims["mlp"] // dims["embed"]),
-        **dict(patch=dims["patch_side"], **_turns.Noise.dims, qk_norm=config["model"]["qk_norm"]),
-    )
-    params = list(model.parameters())
-    average, keep = [p.detach().clone() for p in params], config["optim"]["ema"]
-    optimizer = torch.optim.AdamW(params, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0, fused=s["fused"])
-    batch = _turns.Noise.batch(config["train"]["batch"])
-    image, label = torch.from_numpy(batch["image"]).permute(0, 3, 1, 2), torch.from_numpy(batch["label"])
+    theirs, config = peer_of(s["family"]), s["config"]
+    model = build(s["family"], config, s["sizes"])
+    params, o = list(model.parameters()), config["optim"]
+    average = [p.detach().clone() for p in params]
+    optimizer = torch.optim.AdamW(params, lr=1e-3, betas=(o["b1"], o["b2"]), weight_decay=0.0, fused=s["fused"])
+    batch = {k: torch.from_numpy(v) for k, v in _turns.Noise(**s["sizes"]).batch(config["train"]["batch"]).items()}
+    batch = {k: v.permute(0, 3, 1, 2) if k == "image" else v.long() for k, v in batch.items()}
 
     def run(steps):
         for _ in range(steps):
             optimizer.zero_grad(set_to_none=True)
-            _peer.loss(model, image.float() / 127.5 - 1.0, label).backward()
+            theirs.loss(model, theirs.inputs(batch)).backward()
             optimizer.step()
             with torch.no_grad():
-                torch._foreach_lerp_(average, params, 1 - keep)
+                torch._foreach_lerp_(average, params, 1 - o["ema"])
 
     tried = {}
     for threads in sorted({1, _turns.cores()}):  # small operations can be faster on one core: the peer gets what suits it best
@@ -91,10 +122,11 @@ def peer(s: dict):
     return {"parameters": sum(p.numel() for p in params), "threads": torch.get_num_threads(), "ms_by_threads": ms}, run
 
 
-def duel(width: int, patch: int, args: argparse.Namespace) -> dict:
+def duel(family: str, width: int, tokens: int, args: argparse.Namespace) -> dict:
     """All contestants of one shape, `args.rounds` rounds."""
-    me = str(Path(__file__).resolve())
-    specs = [spec("lab", width, patch), spec("torch", width, patch, fused=args.fused), spec("population", width, patch, args.trials)]
+    me, (config, sizes) = str(Path(__file__).resolve()), setting(family, width, tokens)
+    shared = {"family": family, "config": config, "sizes": sizes, "fused": args.fused}
+    specs = [{"name": n, "trials": t, **shared} for n, t in (("lab", 1), ("torch", 1), ("population", args.trials))]
     seconds: dict[str, list[float]] = {s["name"]: [] for s in specs}
     with _turns.Child(me, specs[0]) as a, _turns.Child(me, specs[1]) as b, _turns.Child(me, specs[2]) as c:
         assert a.about["parameters"] == b.about["parameters"] == c.about["parameters"], (a.about, b.about)
@@ -107,8 +139,8 @@ def duel(width: int, patch: int, args: argparse.Namespace) -> dict:
                 seconds[child.name].append(child.run(steps[child.name]))
         about = {x.name: x.about for x in (a, b, c)}
     each = [x / args.trials for x in seconds["population"]]
-    tokens = (_turns.Noise.dims["image"] // patch) ** 2
-    row = {"width": width, "tokens": tokens, "parameters": about["lab"]["parameters"], "steps_a_turn": steps, "about": about}
+    row = {"family": family, "width": width, "tokens": tokens, "parameters": about["lab"]["parameters"]}
+    row |= {"steps_a_turn": steps, "about": about, "model": config["model"], "source": sizes, "batch": config["train"]["batch"]}
     row |= {"lab_ms": 1e3 * median(seconds["lab"]), "torch_ms": 1e3 * median(seconds["torch"]), "population_ms_a_trial": 1e3 * median(each)}
     row["ratio"] = _common.spread([x / y for x, y in zip(seconds["lab"], seconds["torch"], strict=True)])
     row["ratio_a_trial"] = _common.spread([x / y for x, y in zip(each, seconds["torch"], strict=True)])
@@ -117,11 +149,12 @@ def duel(width: int, patch: int, args: argparse.Namespace) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="lab bench step", description=__doc__.splitlines()[0])
+    parser.add_argument("--family", default="dit", help=f"one of {', '.join(families())}, or all one after the other (default: dit)")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=1.0, help="length of a turn (default: 1)")
     parser.add_argument("--trials", type=int, default=8, help="trials of the population (default: 8)")
-    parser.add_argument("--widths", type=int, nargs="*", help="only these widths")
-    parser.add_argument("--tokens", type=int, nargs="*", help="only these numbers of tokens (16, 64)")
+    parser.add_argument("--widths", type=int, nargs="*", help="widths (default: 64 128 256; of all families 64 256)")
+    parser.add_argument("--tokens", type=int, nargs="*", help="numbers of tokens (default: all that a peer has; of all families 64)")
     parser.add_argument("--fused", action="store_true", help="give the peer torch's fused AdamW")
     parser.add_argument("--out", help="folder for the JSON (default: benchmarks/results)")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
@@ -130,23 +163,21 @@ def main() -> None:
         s = json.loads(args.serve)
         _turns.serve(*(peer if s["name"] == "torch" else lab)(s))
         return
-    _turns.need_torch("step")
+    todo = chosen(args)
     _turns.warn_if_busy()
     os.environ["JAX_PLATFORMS"] = "cpu"  # where both sides run; children inherit it
     rows = []
-    for width, patch in SHAPES:
-        tokens = (_turns.Noise.dims["image"] // patch) ** 2
-        if width in (args.widths or [width]) and tokens in (args.tokens or [tokens]):
-            _common.say(f"width {width}, {tokens} tokens: compiling, then {args.rounds} rounds of three turns of {args.seconds:g} s")
-            rows.append(duel(width, patch, args))
-            _common.say(f"  lab {rows[-1]['lab_ms']:.2f} ms, torch {rows[-1]['torch_ms']:.2f} ms, ratio {rows[-1]['ratio'][0]:.2f}")
-    shown = [("width", "tokens", "parameters", "lab ms", "torch ms", "lab/torch [quartiles]")]
+    for family, width, tokens in todo:
+        _common.say(f"{family}, width {width}, {tokens} tokens: compiling, then {args.rounds} rounds of three turns of {args.seconds:g} s")
+        rows.append(duel(family, width, tokens, args))
+        _common.say(f"  lab {rows[-1]['lab_ms']:.2f} ms, torch {rows[-1]['torch_ms']:.2f} ms, ratio {rows[-1]['ratio'][0]:.2f}")
+    shown = [("family", "width", "tokens", "parameters", "lab ms", "torch ms", "lab/torch [quartiles]")]
     shown[0] += (f"of {args.trials}: ms/trial", "/torch [quartiles]")
     for r in rows:
         (m, a, b), (n, c, d) = r["ratio"], r["ratio_a_trial"]
         ms = f"{r['lab_ms']:.2f}", f"{r['torch_ms']:.2f}"
         last = f"{r['population_ms_a_trial']:.2f}", f"{n:.2f} [{c:.2f}, {d:.2f}]"
-        shown.append((r["width"], r["tokens"], f"{r['parameters']:,}", *ms, f"{m:.2f} [{a:.2f}, {b:.2f}]", *last))
+        shown.append((r["family"], r["width"], r["tokens"], f"{r['parameters']:,}", *ms, f"{m:.2f} [{a:.2f}, {b:.2f}]", *last))
     print(_turns.table(shown))
     print(f"\nmedian ms a step of {args.rounds} rounds; below 1 the lab is faster; {_turns.cores()} cores, {_turns.processor()}")
     settings = {"rounds": args.rounds, "turn_s": args.seconds, "trials": args.trials, "torch_adamw": "fused" if args.fused else "default"}

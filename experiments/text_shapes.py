@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 SIZE = dict(width=96, head_dim=16, mlp_ratio=2, qk_norm=True, text_depth=1)
 FLOW = dict(name="flow", time="logit_normal", label_drop=0.1)
 ARMS = {  # model, objective, steps
-    "pixart": (dict(name="pixart", depth=3, patch=2, zero_gates=True, **SIZE), FLOW, 5000),
+    "pixart": (dict(name="pixart", depth=3, patch=2, zero_gates=True, **SIZE), FLOW, 2500),
     "decoder": (dict(name="decoder", depth=3, rope="grid", **SIZE), dict(name="next_token", label_drop=0.1), 1000),
     "masked": (
         dict(name="meissonic", depth=1, single=2, compress=2, zero_gates=True, **SIZE),

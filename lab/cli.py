@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     give.add_argument("--trial", default="", help="id of a trial that kept its weights (default: the best)")
     for sub in (take, give):
         sub.add_argument("--format", default="", metavar="NAME", help="of lab/formats (default: what config.json, or the model, tells)")
-    bench = command("bench", _bench, "measure against a peer: step, sweep, compile or data", "what", "step, sweep, compile or data")
+    bench = command("bench", _bench, "measure against a peer: step, decode, sweep, compile or data", "what", "step, decode, ...")
     bench.add_argument("rest", nargs=argparse.REMAINDER)
     return parser
 
@@ -420,7 +420,7 @@ def _bench(args: argparse.Namespace) -> None:
     file = ROOT / "benchmarks" / f"{args.what}.py"
     if not file.is_file():
         have = sorted(p.stem for p in (ROOT / "benchmarks").glob("[a-z]*.py"))
-        raise UserError(f"benchmark {args.what!r} is unknown; expected one of: {', '.join(have)}")
+        raise unknown("benchmark", args.what, have)
     sys.argv = [str(file), *args.rest]
     runpy.run_path(str(file), run_name="__main__")
 
