@@ -111,6 +111,7 @@ def test_a_trial_of_before_keeps_its_identity():
     configs = [small.config(data={"name": "mixture"}, **c) for c in changes]
     older = {k: v for k, v in configs[0].items() if k not in ("transfer", "run", "sample", "judge")}
     older["parametrization"] = {"name": "mup", "alpha": 1.0}
+    older["optim"] = {k: v for k, v in older["optim"].items() if k != "name"}
     older["eval"] = {k: v for k, v in older["eval"].items() if k != "metric"}
     # the lab's own parts have no digest
     text = json.dumps([study.NUMBERS, older, "print", [None] * 3], sort_keys=True, default=list)
