@@ -12,7 +12,7 @@ from lab import axes, cli, find, study
 from lab.checkpoint import Checkpoints
 from lab.errors import UserError
 from lab.optim import own
-from lab.population import Population, hypers, state_names
+from lab.population import Population, Trial, hypers, state_names
 from lab.study import DEFAULTS, Study, expand, held_out, load, pack, shape_key
 from sharding import mesh, place
 
@@ -25,7 +25,7 @@ MODEL = dict(name="tests/residual.py", width=32, depth=2)
 def trials(name, points=({},), **changes):
     """Trials of the residual MLP at twice its base width, two points apart in what is traced."""
     changes = {"base": dict(width=16), "model": MODEL, "optim.name": name, "optim.lr": RATE.get(name, 2.0**-8), **changes}
-    return small.trials(points, **changes)
+    return [Trial(f"t{i}", "", small.config(**{**changes, **p}), p) for i, p in enumerate(points)]
 
 
 def points(name):
@@ -101,11 +101,11 @@ def test_what_is_kept_of_a_weight_lies_as_the_weight_does(name):
         assert any("tensor" in s for s in specs) == (part is laid.params or name != "adafactor"), specs
 
 
-def test_the_memory_of_a_trial_is_what_its_state_holds():
-    """Weights, their average, gradients and a spare, and what the optimizer keeps: two moments of Adam's, one of SGD's, hardly any of Adafactor's."""
+def test_the_memory_of_a_trial_is_told_by_what_its_optimizer_keeps():
+    """Beside the weights and their average: two moments of Adam's, one of SGD's, rows and columns of Adafactor's."""
     fitting = {n: study._fitting(trials(n)[0], SOURCE.dims) for n in ("adamw", "sgd", "adafactor")}
-    np.testing.assert_allclose(fitting["sgd"] / fitting["adamw"], 6 / 5, rtol=0.01)
-    np.testing.assert_allclose(fitting["adafactor"] / fitting["adamw"], 6 / 4, rtol=0.08)
+    np.testing.assert_allclose(fitting["sgd"] / fitting["adamw"], 4 / 3, rtol=0.01)
+    np.testing.assert_allclose(fitting["adafactor"] / fitting["adamw"], 4 / 2, rtol=0.1)
 
 
 # ---- configs

@@ -269,7 +269,7 @@ def test_a_model_of_no_width_is_not_muons():
 
 DIMS = {"image": 8, "channels": 1, "classes": 4}
 RATES = {"sgd": 2.0**-6, "adafactor": 2.0**-5}  # small ones, so that a step is linear; 2^-9 for those whose entries are of size one
-WIDTHS, STEPS = (32, 64, 128, 256), 12
+WIDTHS, STEPS = (32, 96, 256), 12
 
 
 def config(name, width, **optim):
