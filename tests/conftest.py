@@ -1,6 +1,5 @@
 """Settings for every test, made before jax starts."""
 
-import atexit
 import os
 import shutil
 import tempfile
@@ -14,8 +13,13 @@ FLAGS += ["--xla_cpu_use_fusion_emitters=false"] * version("jaxlib").startswith(
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit what is set here
     os.environ["LAB_TESTS_USER_FLAGS"] = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = " ".join([os.environ["LAB_TESTS_USER_FLAGS"], *FLAGS])
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["JAX_NUM_CPU_DEVICES"] = "2"  # as `lab` gives every core a device, so that trials take turns on more than one
-    # what tests and the processes they start compile alike is compiled once, and nothing is left of an earlier session
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="lab-tests-xla-")
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUM_CPU_DEVICES"] = "2"  # as `lab` gives every core a device, so that trials take turns on more than one
+# studies of one shape are compiled once, and nothing is left of an earlier session. Workers share few programs, and jax writes a cache's
+# entries where another process may read half of one, so each has a folder
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="lab-tests-xla-")
+
+
+def pytest_unconfigure():
+    """The session's cache goes with it."""
+    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
