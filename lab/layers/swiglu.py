@@ -4,6 +4,7 @@ import jax
 from flax import nnx
 
 from lab.axes import Dims, weight
+from lab.layers.embed import project
 
 
 class Mixer(nnx.Module):
@@ -14,5 +15,5 @@ class Mixer(nnx.Module):
         self.down = weight("mlp => embed", dims)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate, value = (x @ w for w in self.up.get_value())
-        return (jax.nn.silu(gate) * value) @ self.down.get_value()
+        gate, value = (project(x, w, 0.0) for w in self.up.get_value())
+        return project(jax.nn.silu(gate) * value, self.down.get_value(), 0.0)
