@@ -58,6 +58,18 @@ def _parser() -> argparse.ArgumentParser:
     command("status", _status, "what is done, running, diverged, interrupted, missing", "study", "folder of a study")
     report = command("report", _report, "write report.html, figures and tables of a study", "study", "folder of a study")
     report.add_argument("--out", help="folder for the report (default: the study's)")
+    carry = command(
+        "transfer",
+        _transfer,
+        "does a hyperparameter transfer over a study's ladder; the experiment of the big run",
+        "study",
+        "folder of a study",
+    )
+    carry.add_argument("--over", help="swept key whose values are the rungs (default: the model's size, or else training's)")
+    carry.add_argument("--of", default="", metavar="KEY[,KEY]", help="swept hyperparameters, one or two (default: optim.lr)")
+    carry.add_argument("--arm", default="", help="--to: the arm to go on with (default: mup, or the only one)")
+    carry.add_argument("--to", action="append", default=[], metavar="KEY=VALUE", help="size of the big run, such as model.width=1024")
+    carry.add_argument("--out", default="big.py", help="--to: experiment file to write (default: big.py)")
     sample = command("sample", _sample, "a grid of samples of a study's best model", "study", "folder of a study")
     sample.add_argument("-n", type=int, default=32, help="how many")
     sample.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a caption to sample by, in turn; needs the data")
@@ -287,6 +299,16 @@ def _report(args: argparse.Namespace) -> None:
     page = report.report(Path(args.study), Path(args.out) if args.out else None)
     print(report.headline(Path(args.study)))
     print(f"report: {page}")
+
+
+def _transfer(args: argparse.Namespace) -> None:
+    from lab import target, transfer
+
+    folder = Path(args.study)
+    told = transfer.read(folder, args.over, tuple(filter(None, args.of.split(","))))
+    print(transfer.text(folder, told))
+    if args.to:
+        print(target.write(folder, told, dict(map(_option, args.to)), args.arm, Path(args.out)))
 
 
 def _sample(args: argparse.Namespace) -> None:

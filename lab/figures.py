@@ -98,7 +98,7 @@ def loss_against_rate(curves: dict[str, dict[float, tuple]], transfers: dict[str
             height = np.full(gone.sum(), 0.985 - 0.035 * i)
             ax.plot(x[gone], height, "x", ms=4.5, mew=1.3, color=shade[r], transform=ax.get_xaxis_transform())
         for r, best in zip(transfers[arm].rungs, transfers[arm].optima, strict=True):
-            ax.plot(best.log2_lr, best.loss, "o", ms=9, mfc="none", mec=shade[r], mew=1.4, zorder=3)
+            ax.plot(best.log2, best.loss, "o", ms=9, mfc="none", mec=shade[r], mew=1.4, zorder=3)
         _rate_axis(ax.xaxis, [x for x, *_ in mine.values()])
         ax.set(xlabel="learning rate", ylim=limits)
     for ax in axes[::COLUMNS]:
@@ -114,20 +114,25 @@ def _rate_axis(axis: Any, rates: list[np.ndarray]) -> None:
 
 
 def drift(transfers: dict[str, Transfer], rung: str) -> Figure:
-    """Best learning rate against the rung, one line an arm; an open mark is an optimum at the edge of the rates tried."""
+    """Best learning rate against the rung, one line an arm, with intervals; an open mark is an optimum at the edge of the rates tried."""
     figure = Figure(figsize=(5.0, 3.1))
     ax = figure.subplots()
+    far = [b for t in transfers.values() for o in t.optima for b in (o.log2, *(o.interval or ())) if np.isfinite(b)]
     for i, (arm, t) in enumerate(transfers.items()):
-        at, colour = np.array([o.log2_lr for o in t.optima]), ARMS[i % len(ARMS)]
+        at, colour = np.array([o.log2 for o in t.optima]), ARMS[i % len(ARMS)]
         edge = np.array([o.edge is not None for o in t.optima])
-        ax.plot(t.rungs, at, "-", color=colour)
-        ax.plot(np.array(t.rungs)[~edge], at[~edge], "o", ms=5, color=colour, label=f"{arm}: {t.drift:+.2f} octaves")
-        ax.plot(np.array(t.rungs)[edge], at[edge], "o", ms=5, mfc="white", color=colour)
+        x = np.array(t.rungs) * 2 ** (0.03 * (i - (len(transfers) - 1) / 2))  # arms side by side, or their bars hide one another
+        ax.plot(x, at, "-", color=colour)
+        ax.plot(x[~edge], at[~edge], "o", ms=5, color=colour, label=f"{arm}: {t.drift:+.2f} octaves")
+        ax.plot(x[edge], at[edge], "o", ms=5, mfc="white", color=colour)
+        for place, o in zip(x, t.optima, strict=True):
+            if o.interval is not None:  # one that is unbounded leaves the axes
+                ax.plot([place] * 2, np.clip(o.interval, min(far) - 9, max(far) + 9), "-", color=colour, lw=1.1, zorder=1)
     ax.set_xscale("log", base=2)
     ax.set(xlabel=rung, ylabel="best learning rate", xticks=sorted({r for t in transfers.values() for r in t.rungs}))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,g}"))
     ax.xaxis.set_tick_params(which="minor", bottom=False)
-    low, high = ax.get_ylim()
+    low, high = min(far) - 0.2, max(far) + 0.2
     ax.set_ylim(min(low, (low + high) / 2 - 1.5), max(high, (low + high) / 2 + 1.5))  # a rounding error must not look like drift
     _rate_axis(ax.yaxis, [np.array(ax.get_ylim())])
     ax.legend()

@@ -12,15 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from lab import figures, record
+from lab import figures, ladder, record
 from lab import find as parts
 from lab.errors import UserError
 from lab.laws import power
-from lab.laws.transfer import STAYS, Transfer, transfer
-
-RATE = "optim.lr"
-ANSWERS = {"yes": "yes, the best learning rate stays put", "no": "no, the best learning rate moves", "undecided": "undecided"}
-LEVEL = 0.9  # coverage of intervals, as laws.transfer has it
+from lab.laws.transfer import LEVEL, STAYS, Transfer, difference, transfer
+from lab.transfer import answer, bound, interval, seeds, sentence
 
 
 class Findings(NamedTuple):
@@ -31,7 +28,7 @@ class Findings(NamedTuple):
     rung: str | None  # the swept key that makes the ladder
     kinds: dict[str, str]  # arm -> its objective and what the sweep sets of it: losses of two objectives are never compared
     trials: list[dict]  # one row a trial of the study, whatever its state
-    curves: dict[str, dict[str, np.ndarray]]  # arm -> rung, log2_lr, loss, seed: one entry a finished trial
+    curves: dict[str, dict[str, np.ndarray]]  # arm -> rung, log2, loss, seed: one entry a finished trial
     transfers: dict[str, Transfer]
     points: dict[str, tuple[np.ndarray, np.ndarray]]  # arm -> training FLOPs and best loss of each rung
     laws: dict[str, power.Law]  # fitted to all rungs but the largest
@@ -44,75 +41,14 @@ class Findings(NamedTuple):
 # ---- reading
 
 
-def ladder(study: dict) -> str | None:
-    """The swept key whose sizes are the rungs: a whole number of the model, or else of training, with the most values in one arm."""
-    values: dict[tuple[str, str], set] = {}
-    for t in study["trials"].values():
-        for k, v in t["point"].items():
-            if k.startswith(("model.", "train.")) and type(v) is int:
-                values.setdefault((k, t["arm"]), set()).add(v)
-    many = {k: max(len(v) for (other, _), v in values.items() if other == k) for k, _ in sorted(values)}
-    return max((k for k in many if many[k] > 1), key=lambda k: (k.startswith("model."), many[k]), default=None)
-
-
-def _arms(study: dict, rung: str | None) -> dict[str, str]:
-    """Trial -> arm; what the sweep varies besides arm, rung, rate and seed makes arms of its own, never an average."""
-    groups: dict[tuple, dict[str, set]] = {}
-    for t in study["trials"].values():
-        for k in set(study["swept"]) - {RATE, "seed", "arm", rung}:
-            groups.setdefault((t["arm"], t["point"].get(rung)), {}).setdefault(k, set()).add(str(t["point"].get(k)))
-    extra = sorted({k for g in groups.values() for k, v in g.items() if len(v) > 1})
-    return {i: ", ".join([t["arm"], *(f"{_leaf(k)} {t['point'].get(k)}" for k in extra)]) for i, t in study["trials"].items()}
-
-
-def _leaf(key: str | None) -> str:
-    return (key or "model").rsplit(".", 1)[-1]
-
-
-def _trials(folder: Path, study: dict, rung: str | None, metric: str, last: dict[str, dict]) -> list[dict]:
-    states, arms, config = record.status(folder), _arms(study, rung), study["config"]
-    for name in study["populations"]:
-        if record.finished(folder / name) and metric not in record.columns(folder / name):
-            raise UserError(
-                f"file {str(folder / name / 'rows.parquet')!r} has no column {metric!r}; restore it, or delete its folder and run again"
-            )
-    rows = []
-    for i, t in study["trials"].items():
-        r = last.get(i, {})
-        gone = bool(r.get("diverged"))
-        lost = gone or r.get(metric) is None
-        row = {"trial": i, "arm": arms[i], "rung": t["point"].get(rung, 1), "lr": t["point"].get(RATE, config["optim"]["lr"])}
-        row |= {"seed": t["seed"], "state": "diverged" if gone else states[i], "loss": np.nan if lost else r[metric], "finished": bool(r)}
-        rows.append(row | {k: r.get(k) for k in ("step", "examples", "epochs", "flops", "parameters")})
-    return rows
-
-
-def _balanced(rows: list[dict]) -> list[dict]:
-    """Finished trials of one arm whose seeds have reached every rung kept; the largest rungs go first where no seed has all."""
-    rows = [r for r in rows if r["finished"]]
-    rungs = sorted({r["rung"] for r in rows})
-    while rungs:
-        seeds = set.intersection(*({r["seed"] for r in rows if r["rung"] == k} for k in rungs))
-        if seeds:
-            return [r for r in rows if r["rung"] in rungs and r["seed"] in seeds]
-        rungs.pop()
-    return []
-
-
 def find(folder: Path) -> Findings:
     """Read a study's records and fit what they allow."""
     folder, study = Path(folder), record.read_study(folder)
-    metric, rung = study["config"]["eval"]["metric"], ladder(study)
-    last = {r["trial"]: r for r in record.finals(folder).to_pylist()}
-    trials = _trials(folder, study, rung, metric, last)
-    curves, transfers, points, laws, held = {}, {}, {}, {}, {}
-    for arm in sorted({r["arm"] for r in trials}, reverse=True):  # standard before mup
-        mine = _balanced([r for r in trials if r["arm"] == arm])
-        if not np.isfinite([r["loss"] for r in mine]).any():
-            continue
-        c = curves[arm] = {k: np.array([r[k] for r in mine], float) for k in ("rung", "loss", "seed")}
-        c["log2_lr"] = np.log2([r["lr"] for r in mine])
-        t = transfers[arm] = transfer(**c, level=LEVEL)
+    lad = ladder.read(folder, ladder.ladder(study))
+    transfers, points, laws, held = {}, {}, {}, {}
+    for arm, c in lad.curves.items():
+        t = transfers[arm] = transfer(**c)
+        mine = [r for r in lad.trials if r["arm"] == arm and r["flops"] is not None]
         flops = np.array([max(r["flops"] for r in mine if r["rung"] == k) for k in t.rungs])
         best = np.array([o.loss for o in t.optima])
         good = np.isfinite(best)
@@ -120,10 +56,10 @@ def find(folder: Path) -> Findings:
         if len(set(x.tolist())) >= 3 and (x > 0).all() and (y > 0).all():
             held[arm] = power.holdout(x, y)
             laws[arm] = held[arm].law
-    judged = _judged(study, trials, last)
+    last = {r["trial"]: r for r in record.finals(folder).to_pylist()}
     return Findings(
-        *(study, metric, rung, _kinds(study, trials), trials, curves, transfers, points, laws, held),
-        *(_difference(curves, transfers), floor(study), judged),
+        *(study, lad.metric, lad.over, _kinds(study, lad.trials), lad.trials, lad.curves, transfers, points, laws, held),
+        *(_difference(transfers), floor(study), _judged(study, lad.trials, last)),
     )
 
 
@@ -132,7 +68,7 @@ def _kinds(study: dict, trials: list[dict]) -> dict[str, str]:
     own, names, full = study["config"].get("objective", {}).get("name", ""), {}, {}
     for r in trials:
         point = study["trials"][r["trial"]]["point"]
-        more = [f"{_leaf(k)} {v}" for k, v in sorted(point.items()) if k.startswith("objective.") and k != "objective.name"]
+        more = [f"{ladder.leaf(k)} {v}" for k, v in sorted(point.items()) if k.startswith("objective.") and k != "objective.name"]
         names[r["arm"]] = parts.stem(point.get("objective.name", own))
         full[r["arm"]] = ", ".join([names[r["arm"]], *more])
     alike = {n: len({full[a] for a in names if names[a] == n}) == 1 for n in names.values()}
@@ -184,64 +120,20 @@ def _best(trials: list[dict]) -> dict[tuple, dict]:
     return best
 
 
-def _difference(curves: dict, transfers: dict[str, Transfer], draws: int = 400) -> tuple | None:
-    """|drift| of standard minus |drift| of mup, with an interval over the seeds they share where there are three."""
-    if not {"standard", "mup"} <= set(transfers) or len(transfers["mup"].rungs) < 2 or len(transfers["standard"].rungs) < 2:
+def _difference(transfers: dict[str, Transfer]) -> tuple | None:
+    """|drift| of standard minus |drift| of mup, with an interval where both have one; arms are taken as independent."""
+    if not {"standard", "mup"} <= set(transfers) or min(len(transfers[a].rungs) for a in ("standard", "mup")) < 2:
         return None
-    pair = [curves["standard"], curves["mup"]]
-    value = abs(transfers["standard"].drift) - abs(transfers["mup"].drift)
-    seeds = sorted(set(pair[0]["seed"]) & set(pair[1]["seed"]))
+    pair = [transfers[a] for a in ("standard", "mup")]
+    value = abs(pair[0].drift) - abs(pair[1].drift)
     if not np.isfinite(value):
         return None
-    if len(seeds) < 3:
+    if any(t.drift_interval is None for t in pair):
         return value, None
-    rng, found = np.random.default_rng(0), []
-    for _ in range(draws):
-        drawn = rng.choice(seeds, len(seeds))
-        sizes = []
-        for c in pair:
-            rows = np.concatenate([np.flatnonzero(c["seed"] == s) for s in drawn])
-            sizes.append(abs(transfer(c["rung"][rows], c["log2_lr"][rows], c["loss"][rows], np.zeros(len(rows))).drift))
-        found.append(sizes[0] - sizes[1])
-    return value, tuple(np.nanquantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist())
+    return value, difference(*pair)
 
 
 # ---- the conclusion
-
-
-def bound(t: Transfer) -> str:
-    """How far the signed drift is known: '', or 'at least' or 'at most' where an optimum is at an edge, or 'unknown' where both hold."""
-    sides = {(t.optima[0].edge, "first"), (t.optima[-1].edge, "last")}
-    more, less = sides & {("low", "first"), ("high", "last")}, sides & {("high", "first"), ("low", "last")}
-    return "unknown" if more and less else "at least" if more else "at most" if less else ""
-
-
-def verdict(t: Transfer) -> str:
-    """'yes' where the best learning rate stays put over the ladder, 'no' where it moves, 'undecided' where the records do not tell."""
-    side = bound(t)
-    if (side == "at least" and t.drift > STAYS) or (side == "at most" and t.drift < -STAYS):
-        return "no"
-    return "undecided" if side or not np.isfinite(t.drift) else "yes" if t.stays else "no"
-
-
-def _interval(bounds: tuple[float, float] | None, form: str) -> str:
-    return "" if bounds is None or np.isnan(bounds).any() else f" ({LEVEL:.0%} interval {bounds[0]:{form}} to {bounds[1]:{form}})"
-
-
-def _sentence(arm: str, t: Transfer, rung: str) -> str:
-    answer = ANSWERS[verdict(t)]
-    if not np.isfinite(t.drift):
-        where = t.rungs[-1] if np.isfinite(t.optima[0].log2_lr) else t.rungs[0]
-        return f"{arm}: undecided, every trial at {rung} {where:g} diverged."
-    side = bound(t)
-    told = "not known, for optima are" if side == "unknown" else f"a bound, {side} this, for an optimum is"
-    edge = f" (drift is {told} at the edge of the rates tried or beside a diverged trial)" if side else ""
-    least = "at least " if t.optima[-1].edge else ""
-    cost = "diverges" if np.isinf(t.penalty) else f"costs {least}{t.penalty:.2%} in loss{_interval(t.penalty_interval, '.2%')}"
-    moved = f"drift {t.drift:+.2f} octaves{_interval(t.drift_interval, '+.2f')} from {rung} {t.rungs[0]:g} to {t.rungs[-1]:g}{edge}"
-    if t.wander > max(STAYS, abs(t.drift)):
-        moved += f", though optima in between spread over {t.wander:.2f}"
-    return f"{arm}: {answer}: {moved}; at {rung} {t.rungs[-1]:g}, the rate that is best at {t.rungs[0]:g} {cost}."
 
 
 def _transferable(f: Findings) -> bool:
@@ -250,12 +142,12 @@ def _transferable(f: Findings) -> bool:
 
 
 def _answers(f: Findings) -> list[str]:
-    rung = _leaf(f.rung)
+    rung = ladder.leaf(f.rung)
     if _transferable(f):
-        return [_sentence(arm, t, rung) for arm, t in f.transfers.items() if len(t.rungs) > 1]
+        return [sentence(arm, t, rung) for arm, t in f.transfers.items() if len(t.rungs) > 1]
     best = []
     for arm, t in f.transfers.items():
-        loss, lr, size = min((o.loss, o.log2_lr, r) for o, r in zip(t.optima, t.rungs, strict=True) if np.isfinite(o.loss))
+        loss, lr, size = min((o.loss, o.log2, r) for o, r in zip(t.optima, t.rungs, strict=True) if np.isfinite(o.loss))
         best.append(f"{arm} {loss:.4f} (learning rate 2^{lr:.2f}{f', {rung} {size:g}' if f.rung else ''})")
     why = "Transfer needs several sizes and several learning rates, which these records do not hold."
     return [f"Best {f.metric}: {'; '.join(best)}. {why}"]
@@ -265,10 +157,9 @@ def _caveats(f: Findings) -> str:
     """What the answer rests on: the difference between arms, seeds, what is missing."""
     said = []
     if f.difference:
-        said.append(f"|drift| of standard minus |drift| of mup: {f.difference[0]:+.2f} octaves{_interval(f.difference[1], '+.2f')}.")
+        said.append(f"|drift| of standard minus |drift| of mup: {f.difference[0]:+.2f} octaves{interval(f.difference[1], '+.2f')}.")
     said += _levels(f) + _judgements(f)
-    seeds = min(t.seeds for t in f.transfers.values())
-    said.append("One seed: no interval." if seeds == 1 else f"{seeds} seeds" + (": too few for an interval." if seeds < 3 else "."))
+    said.append(seeds(f.transfers.values()))
     left = sum(not r["finished"] for r in f.trials)
     if left:
         said.append(f"Unfinished: {left} of {len(f.trials)} trials have not reached their last step.")
@@ -284,7 +175,7 @@ def _levels(f: Findings) -> list[str]:
         best = {a: v for a, v in every.items() if f.kinds[a] == kind}
         if len(best) < 2:
             continue
-        where = f"at {_leaf(f.rung)} {size:g}, each at its own best rate" if f.rung else "each at its own best rate"
+        where = f"at {ladder.leaf(f.rung)} {size:g}, each at its own best rate" if f.rung else "each at its own best rate"
         of = f" of {kind}" if len(set(f.kinds.values())) > 1 else ""
         said.append(f"Best {f.metric}{of} {where}: {', '.join(f'{a} {v:.4f}' for a, v in sorted(best.items(), key=lambda x: x[1]))}.")
     if f.floor is not None:
@@ -298,17 +189,19 @@ def _judgements(f: Findings) -> list[str]:
     for name in judges(f.study):
         last = {r["arm"]: r for r in f.judged if name in r}  # rows are in order of size
         for arm, r in last.items():
-            at = _interval((r[f"{name}_low"], r[f"{name}_high"]), ".3f") if f"{name}_low" in r else ""
+            at = interval((r[f"{name}_low"], r[f"{name}_high"]), ".3f") if f"{name}_low" in r else ""
             between = [f"{side} {r[f'{name}_{side}']:.3f}" for side in ("chance", "floor", "ceiling") if f"{name}_{side}" in r]
-            where = f" at {_leaf(f.rung)} {r['rung']:g}" if f.rung else ""
+            where = f" at {ladder.leaf(f.rung)} {r['rung']:g}" if f.rung else ""
             said.append(f"{name} of {arm}{where}: {r[name]:.3f}{at}{'; ' if between else ''}{', '.join(between)}.")
     return said
 
 
 def conclusion(f: Findings) -> list[str]:
     """The answer in sentences, whichever way it comes out."""
-    dead = [arm for arm in sorted({r["arm"] for r in f.trials if r["finished"]}) if arm not in f.transfers]
-    lost = [f"{arm}: every finished trial diverged." for arm in dead]
+    waiting = {arm: [r for r in f.trials if r["arm"] == arm and r["finished"]] for arm in sorted({r["arm"] for r in f.trials})}
+    waiting = {arm: rows for arm, rows in waiting.items() if rows and arm not in f.transfers}
+    dead = [arm for arm, rows in waiting.items() if not np.isfinite([r["loss"] for r in rows]).any()]
+    lost = [f"{arm}: " + ("every finished trial diverged." if arm in dead else "no size has all trials of a seed yet.") for arm in waiting]
     if not f.transfers:
         return lost or ["No trial has reached its last step, so nothing can be concluded yet."]
     return [*_answers(f), *lost, _caveats(f)]
@@ -343,8 +236,8 @@ def headline(folder: Path) -> str:
 def _seeds(c: dict[str, np.ndarray], rung: float) -> tuple[np.ndarray, ...]:
     """log2 rates of a rung, and mean, lowest and highest loss over seeds at each (NaN where any diverged)."""
     here = c["rung"] == rung
-    x = np.unique(c["log2_lr"][here])
-    losses = [c["loss"][here & (c["log2_lr"] == v)] for v in x]
+    x = np.unique(c["log2"][here])
+    losses = [c["loss"][here & (c["log2"] == v)] for v in x]
     return x, *(np.array([f(y) for y in losses]) for f in (np.mean, np.min, np.max))
 
 
@@ -379,11 +272,13 @@ def _samples(folder: Path, f: Findings) -> tuple[Figure, str] | None:
 
 def draw(folder: Path, f: Findings) -> dict[str, tuple[Figure, str]]:
     """Every figure the records allow: name -> (figure, caption). Losses of two objectives are in two figures."""
-    out, rung = {}, _leaf(f.rung)
+    out, rung = {}, ladder.leaf(f.rung)
     for kind, end, of in _by_kind(f):
         out |= {f"{name}{end}": (figure, of + said) for name, (figure, said) in _losses(folder, kind).items()}
     if f.transfers and _transferable(f):
         said = "An open mark is a bound: an optimum at the edge of the rates tried or beside a diverged trial."
+        if any(o.interval for t in f.transfers.values() for o in t.optima):
+            said += f" Bars: {LEVEL:.0%} intervals over seeds."
         out["drift"] = figures.drift(f.transfers, rung), f"Best learning rate against {rung}. {said}"
     for name in dict.fromkeys(k for r in f.judged for k in r):
         if any(f"{name}_{side}" in r for r in f.judged for side in ("low", "floor")):
@@ -415,11 +310,11 @@ def _by_kind(f: Findings) -> list[tuple[Findings, str, str]]:
 
 def _losses(folder: Path, f: Findings) -> dict[str, tuple[Figure, str]]:
     """The figures that show losses of one objective."""
-    out, rung = {}, _leaf(f.rung)
+    out, rung = {}, ladder.leaf(f.rung)
     if f.transfers and len({r["lr"] for r in f.trials}) > 1:
         curves = {arm: {r: _seeds(f.curves[arm], r) for r in t.rungs} for arm, t in f.transfers.items()}
         said = f"Final {f.metric} on the fixed held-out set against learning rate. Rings: fitted minima. Crosses: diverged trials. "
-        shaded = "Bands: lowest and highest over seeds. " if max(t.seeds for t in f.transfers.values()) > 1 else ""
+        shaded = "Bands: lowest and highest over seeds. " if max(t.seeds[1] for t in f.transfers.values()) > 1 else ""
         said += shaded + "Curves that leave the axes at the top are worse than the axis shows."
         out["loss_against_rate"] = figures.loss_against_rate(curves, f.transfers, rung, f.metric), said
     if any(len(x) > 1 for x, _ in f.points.values()):
@@ -441,16 +336,21 @@ def _bounds(name: str, pair: tuple[float, float] | None, scale: float = 1.0) -> 
 
 def tables(folder: Path, f: Findings) -> dict[str, list[dict[str, Any]]]:
     """The tables of the report by name, each a list of rows."""
-    rung, out = _leaf(f.rung), {"transfer": [], "optima": [], "laws": [], "run_times": [], "judges": [], "trials": []}
+    rung, out = ladder.leaf(f.rung), {"transfer": [], "optima": [], "laws": [], "run_times": [], "judges": [], "trials": []}
     for arm, t in f.transfers.items():
         for r, o in zip(t.rungs, t.optima, strict=True):
             gone = sum(x["state"] == "diverged" for x in f.trials if x["arm"] == arm and x["rung"] == r)
-            at = {"best_lr": 2.0**o.log2_lr, "log2_lr": o.log2_lr, "loss": o.loss, "edge": o.edge, "diverged": gone}
+            at = (
+                {"best_lr": 2.0**o.log2, "log2_lr": o.log2}
+                | _bounds("log2_lr", o.interval)
+                | {"loss": o.loss, "edge": o.edge, "diverged": gone}
+            )
             out["optima"].append({"arm": arm} | ({rung: int(r)} if f.rung else {}) | at)
         if len(t.rungs) > 1 and _transferable(f):
-            row = {"arm": arm, "stays_put": verdict(t), "drift_octaves": t.drift} | _bounds("drift", t.drift_interval)
-            row |= {"bound": bound(t), "octaves_per_doubling": t.slope, "penalty_percent": 100 * t.penalty}
-            out["transfer"].append(row | _bounds("penalty", t.penalty_interval, 100.0) | {"rungs": len(t.rungs), "seeds": t.seeds})
+            row = {"arm": arm, "stays_put": answer(t), "verdict": t.verdict, "drift_octaves": t.drift} | _bounds("drift", t.drift_interval)
+            row |= {"bound": bound(t), "octaves_per_doubling": t.slope} | _bounds("per_doubling", t.slope_interval)
+            row |= {"penalty_percent": 100 * t.penalty} | _bounds("penalty", t.penalty_interval, 100.0)
+            out["transfer"].append(row | {"rungs": len(t.rungs), "seeds": t.seeds[0], "most_seeds": t.seeds[1]})
     for arm, h in f.held.items():
         row = {"arm": arm, "rungs_fitted": len(f.points[arm][0]) - 1} | h.law._asdict()
         out["laws"].append(row | {"forecast": h.predicted, "measured": h.measured, "error_percent": 100 * h.error})
@@ -517,7 +417,7 @@ def _facts(folder: Path, f: Findings) -> dict[str, str]:
         "Trials": f"{len(f.trials)}: " + ", ".join(f"{n} {k}" for k, n in counts.items() if n),
         "Data": data + (f", {sizes}" if sizes else "") + (f" ({s['data']['origin']})" if s["data"].get("origin") else ""),
         "Evaluation": f"{f.metric}, on one fixed set of at most {config['eval']['examples']:,} held-out examples, times and noise",
-        "Optimum": "lowest point of Akima's interpolant between the neighbours of the best rate tried, in log2 learning rate, on the mean over seeds",
+        "Optimum": _method(f),
         "Drift": f"log2 best rate at the largest size minus that at the smallest; up to {STAYS:g} octaves counts as staying put",
         "Law": "loss = floor + scale x FLOPs^-exponent, Huber loss on log residuals; with fewer than five sizes the floor is zero",
     }
@@ -526,6 +426,15 @@ def _facts(folder: Path, f: Findings) -> dict[str, str]:
         facts["Device"] = f"{', '.join(devices)}; {cards[0]['precision']['dtype']}, matmul precision {cards[0]['precision']['precision']}"
         facts["FLOPs"] = cards[0]["convention"]
     return facts | {"Versions": ", ".join(f"{k} {v}" for k, v in s["versions"].items()), "Limits": _limits(f)}
+
+
+def _method(f: Findings) -> str:
+    if all(t.fit is None for t in f.transfers.values()):
+        return "lowest point of Akima's interpolant between the neighbours of the best rate tried, in log2 learning rate"
+    return (
+        "lowest point of a skewed parabola in log2 learning rate, fitted to means freed of each seed's own level; intervals from the noise "
+        "between seeds, pooled over sizes, and from how far true curves stray from that form (docs/transfer.md)"
+    )
 
 
 def _limits(f: Findings) -> str:

@@ -12,6 +12,7 @@ CURVE, EXPONENT = 0.01, 0.1  # loss = (FLOPs / smallest)^-EXPONENT + CURVE (octa
 CONFIG = {
     "seed": 0,
     "model": {"name": "dit", "width": 32},
+    "base": {"width": 32},
     "parametrization": {"name": "mup"},
     "data": {"name": "planted"},
     "optim": {"lr": 2.0**-6},
@@ -74,11 +75,12 @@ def study(folder, drift=None, widths=WIDTHS, exponents=range(-11, -3), seeds=(0,
 
 def _rows(trial, arm, seed, total, final):
     rows = []
-    for step in (0, 10, 20, 30, 40):
+    for step in range(0, 41, 4):
         row = {"trial": trial, "arm": arm, "seed": seed, "step": step, "examples": 16 * step, "epochs": 16 * step / 500}
-        row |= {"flops": total * step / 40, "wall": 0.1 * step, "attempt": 1, "diverged": final is None and step > 10}
+        row |= {"flops": total * step / 40, "wall": 0.1 * step, "attempt": 1, "diverged": final is None and step > 12}
         loss = None if row["diverged"] else 2.0 - 0.02 * step
-        rows.append(row | ({"loss": loss} if step < 40 else {"eval_loss": final, "eval_ema": final}))
+        judged = {"eval_loss": 2.0, "eval_ema": 2.0} if step == 0 else {"eval_loss": final, "eval_ema": final} if step == 40 else {}
+        rows.append(row | judged | ({"loss": loss} if step < 40 else {}))
     return rows
 
 

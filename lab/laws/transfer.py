@@ -1,87 +1,49 @@
-"""Does a hyperparameter transfer? Optimum of each rung, its drift over the ladder, and what using the small model's costs."""
+"""Does a hyperparameter transfer? Its drift over the ladder, what the small model's value costs the large one, and how sure that is."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy.interpolate import Akima1DInterpolator
 
-STAYS = 0.5  # octaves: a best learning rate that moves less over the whole ladder stays put
+from lab.laws.optimum import Curve, Fit, Optimum, curve, fit, loss_at, optimum, quantiles
 
+STAYS = 0.5  # octaves: a best value that moves less over the whole ladder stays put
+LEVEL = 0.9  # coverage of intervals
+TRANSFERS, DRIFTS, UNSURE = "transfers", "drifts", "cannot tell"
 
-class Optimum(NamedTuple):
-    """Best log2 learning rate and the loss there; `edge` is 'low' or 'high' where the best point is the last one tried."""
-
-    log2_lr: float
-    loss: float
-    edge: str | None
-
-
-def _curve(log2_lr: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray, Akima1DInterpolator | None]:
-    """Points in order of the rate, and Akima's interpolant through the finite ones; None where fewer than three are finite.
-
-    Akima's curve is exact on a parabola and, unlike a fitted one, does not overshoot where a neighbour lies up a cliff
-    (Porian et al., arXiv 2406.19146, read optima off it too).
-    """
-    order = np.argsort(log2_lr)
-    x, y = np.asarray(log2_lr, float)[order], np.asarray(loss, float)[order]
-    good = np.isfinite(y)
-    return x, y, Akima1DInterpolator(x[good], y[good]) if good.sum() > 2 else None
-
-
-def optimum(log2_lr: np.ndarray, loss: np.ndarray) -> Optimum:
-    """Lowest point of the interpolated curve between the best point's neighbours, in log2 learning rate.
-
-    A diverged trial (non-finite loss) is censored: it bounds the optimum from above but has no height, so when the best
-    point's neighbour diverged, or there is none, the best point itself is the optimum and `edge` says so.
-    """
-    x, y, curve = _curve(log2_lr, loss)
-    y = np.where(np.isfinite(y), y, np.inf)
-    if not np.isfinite(y).any():
-        return Optimum(np.nan, np.nan, None)
-    i = int(np.argmin(y))
-    low, high = i == 0 or not np.isfinite(y[i - 1]), i == len(x) - 1 or not np.isfinite(y[i + 1])
-    if low or high:
-        return Optimum(x[i], y[i], "high" if high else "low")
-    flat = curve.derivative().roots(extrapolate=False)
-    near = np.concatenate([[x[i]], flat[(flat > x[i - 1]) & (flat < x[i + 1])]])
-    at = near[np.argmin(curve(near))]
-    return Optimum(float(at), float(curve(at)), None)
-
-
-def loss_at(log2_lr: np.ndarray, loss: np.ndarray, at: float) -> float:
-    """Loss of a rung's curve at a learning rate between its points, on the interpolated curve; infinite where it diverged.
-
-    Outside the points tried the curve is continued by its end point, which understates the loss there.
-    """
-    x, y, curve = _curve(log2_lr, loss)
-    at = float(np.clip(at, x[0], x[-1]))
-    near = (x >= x[x <= at].max()) & (x <= x[x >= at].min())
-    if not np.isfinite(y[near]).all():
-        return np.inf
-    return float(np.interp(at, x, y) if curve is None else curve(at))
+Interval = tuple[float, float] | None  # over seeds; None where no seed repeats
 
 
 class Transfer(NamedTuple):
-    """What a ladder says of one arm. Intervals are (low, high) over seeds, None with fewer than three seeds."""
+    """What a ladder says of one arm and hyperparameter. Intervals are of coverage LEVEL, None where no seed repeats."""
 
     rungs: list[float]
     optima: list[Optimum]
     drift: float  # octaves from the smallest to the largest rung; negative: downwards
     slope: float  # octaves per doubling of the rung, least squares over all rungs
     penalty: float  # relative loss at the largest rung of the smallest rung's optimum over its own optimum
-    drift_interval: tuple[float, float] | None
-    penalty_interval: tuple[float, float] | None
-    seeds: int
+    drift_interval: Interval
+    slope_interval: Interval
+    penalty_interval: Interval
+    seeds: tuple[int, int]  # fewest and most of a rung
+    more: float  # seeds a rung that would probably settle the verdict; infinite where more seeds alone would not
+    offsets: list[dict[float, float]]  # each rung's seeds -> how far the seed lies above all, relative to the loss
+    fit: Fit | None
 
     @property
     def stays(self) -> bool:
-        """Whether the optimum moves by no more than STAYS octaves over the ladder."""
+        """Whether the optimum moves by no more than STAYS octaves over the ladder, as far as the point estimate goes."""
         return bool(abs(self.drift) <= STAYS)
+
+    @property
+    def verdict(self) -> str | None:
+        """TRANSFERS where the interval lies within +-STAYS octaves, DRIFTS where wholly outside, else UNSURE; None without an interval."""
+        return None if self.drift_interval is None else judged(*self.drift_interval)
 
     @property
     def wander(self) -> float:
         """Octaves between the highest and the lowest optimum of all rungs."""
-        at = [o.log2_lr for o in self.optima if np.isfinite(o.log2_lr)]
+        at = [o.log2 for o in self.optima if np.isfinite(o.log2)]
         return max(at) - min(at) if at else np.nan
 
     @property
@@ -90,38 +52,115 @@ class Transfer(NamedTuple):
         return any(o.edge for o in (self.optima[0], self.optima[-1]))
 
 
-def _measure(rung, log2_lr, loss, rungs):
-    curves = []
-    for r in rungs:
-        x = np.unique(log2_lr[rung == r])
-        # a learning rate at which any seed diverged counts as diverged
-        curves.append((x, np.array([np.mean(loss[(rung == r) & (log2_lr == v)]) for v in x])))
-    optima = [optimum(x, y) for x, y in curves]
-    at = np.array([o.log2_lr for o in optima])
-    steps = np.log2(np.array(rungs) / rungs[0]) if len(rungs) > 1 else np.zeros(1)
-    found = np.isfinite(at)
-    slope = float(np.polyfit(steps[found], at[found], 1)[0]) if found.sum() > 1 else np.nan
-    penalty = loss_at(*curves[-1], at[0]) / optima[-1].loss - 1 if np.isfinite(at[0]) else np.nan
-    return optima, float(at[-1] - at[0]), slope, float(max(penalty, 0.0))
+def judged(low: float, high: float) -> str:
+    """The verdict on an interval of drift in octaves."""
+    if low > STAYS or high < -STAYS:
+        return DRIFTS
+    return TRANSFERS if low >= -STAYS and high <= STAYS else UNSURE
 
 
-def transfer(rung: np.ndarray, log2_lr: np.ndarray, loss: np.ndarray, seed: np.ndarray, draws: int = 1000, level: float = 0.9) -> Transfer:
-    """Drift and penalty of one arm from the final losses of its trials (NaN: diverged), with bootstrap intervals over seeds.
+def octaves(rungs: list[float]) -> np.ndarray:
+    """Doublings of each rung over the smallest."""
+    return np.log2(np.array(rungs) / rungs[0])
 
-    Args:
-      rung, log2_lr, loss, seed: one entry a trial.
-      draws, level: bootstrap resamples of whole seeds, and the coverage of the intervals.
+
+def moved(rungs: int) -> np.ndarray:
+    """Weights [rungs] that give the drift of optima: the last less the first."""
+    return np.eye(rungs)[-1] - np.eye(rungs)[0]
+
+
+def line(steps: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights [rungs] that give slope and value at step 0 of least squares through the known rungs; NaN with fewer than two."""
+    x = np.where(known, steps - steps[known].mean() if known.any() else 0.0, 0.0)
+    slope = x / (x @ x) if known.sum() > 1 and x @ x else np.full(len(steps), np.nan)
+    return slope, known / max(known.sum(), 1) - slope * (steps[known].mean() if known.any() else 0.0)
+
+
+def combined(weights: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """[2, draws]: bounds on weights [rungs] @ optima, where draws [rungs, 2, draws] bound these."""
+    used = [(w, d) for w, d in zip(weights, draws, strict=True) if w]  # nothing is known of a rung that diverged everywhere
+    return np.array([sum(w * d[i if w > 0 else 1 - i] for w, d in used) for i in (0, 1)])
+
+
+def transfer(rung: np.ndarray, log2: np.ndarray, loss: np.ndarray, seed: np.ndarray, coverage: float = LEVEL) -> Transfer:
+    """Drift and penalty of one arm from the final losses of its trials (NaN: diverged); one entry a trial.
+
+    Rungs and values may have any number of seeds. Trials that share a rung and a seed are paired; rungs are taken as independent of one
+    another, which is cautious, for seeds share their data over rungs.
     """
-    rung, log2_lr, loss, seed = (np.asarray(v, float) for v in (rung, log2_lr, loss, seed))
-    rungs, seeds = sorted(set(rung.tolist())), np.unique(seed)
-    optima, drift, slope, penalty = _measure(rung, log2_lr, loss, rungs)
-    intervals = None, None
-    if len(seeds) >= 3:
-        rng, found = np.random.default_rng(0), []
-        for _ in range(draws):
-            rows = np.concatenate([np.flatnonzero(seed == s) for s in rng.choice(seeds, len(seeds))])
-            found.append(_measure(rung[rows], log2_lr[rows], loss[rows], rungs)[1::2])
-        # no interpolation: a penalty may be infinite
-        ends = np.nanquantile(np.array(found), [(1 - level) / 2, (1 + level) / 2], axis=0, method="inverted_cdf")
-        intervals = tuple(ends[:, 0].tolist()), tuple(ends[:, 1].tolist())
-    return Transfer(rungs, optima, drift, slope, penalty, *intervals, len(seeds))
+    rung, log2, loss, seed = (np.asarray(v, float) for v in (rung, log2, loss, seed))
+    rungs = sorted(set(rung.tolist()))
+    curves = [curve(*(v[rung == r] for v in (log2, loss, seed))) for r in rungs]
+    seeds = [len(np.unique(seed[rung == r])) for r in rungs]
+    steps, fitted = octaves(rungs), fit(curves, coverage=coverage)
+    optima = fitted.optima if fitted else [optimum(c.tried, c.mean) for c in curves]
+    at = np.array([o.log2 for o in optima])
+    drift, known = float(at[-1] - at[0]), np.isfinite(at)
+    tilt = line(steps, known)[0]
+    penalty = _penalty(curves[-1], optima[-1].log2, optima[0].log2)
+    told = drift, float(tilt @ np.where(known, at, 0.0)), penalty
+    offsets = [dict(zip(v.seeds.tolist(), v.offset.tolist(), strict=True)) if (v := c.level) else {} for c in curves]
+    if fitted is None or not np.isfinite(drift):
+        return Transfer(rungs, optima, *told, None, None, None, (min(seeds), max(seeds)), math.inf, offsets, fitted)
+    interval, still = (quantiles(combined(moved(len(rungs)), d), coverage) for d in (fitted.draws, fitted.shape_draws))
+    slopes = quantiles(combined(tilt, fitted.draws), coverage) if np.isfinite(tilt).all() else None
+    costs = quantiles(_penalties(curves[-1], fitted), coverage)
+    wanted = seeds_wanted(interval, still, 2 / (1 / seeds[0] + 1 / seeds[-1]))
+    return Transfer(rungs, optima, *told, interval, slopes, costs, (min(seeds), max(seeds)), wanted, offsets, fitted)
+
+
+def _penalty(c: Curve, own: float, at: float) -> float:
+    if not np.isfinite([own, at]).all():
+        return np.nan
+    least, there = loss_at(c.tried, np.stack([c.mean] * 2, 1), np.array([own, at]))
+    return max(float(there / least - 1), 0.0)
+
+
+def _penalties(c: Curve, f: Fit) -> np.ndarray:
+    """[2, draws] bounds on the penalty: positions of both optima vary, and every loss of the largest rung."""
+    rng = np.random.default_rng(1)
+    count = np.ones(len(c.tried))
+    count[np.isin(c.tried, c.x)] = c.level.count
+    spread = f.noise.white * c.level.scale / np.sqrt(count)[:, None]
+    noisy = c.mean[:, None] + spread * rng.normal(size=spread.shape)
+    own, (low, high) = np.clip(f.draws[-1], c.x[0], c.x[-1]).mean(0), f.draws[0]
+    at = np.where(np.isinf(low), high, low)
+    # between the last stable value and the first that diverged, all that is not beyond the rung's own optimum is stable
+    at = np.where((at > c.x[-1]) & (at <= f.draws[-1, 1]), c.x[-1], np.where((at < c.x[0]) & (at >= f.draws[-1, 0]), c.x[0], at))
+    cost = np.maximum(loss_at(c.tried, noisy, at) / loss_at(c.tried, noisy, own) - 1, 0.0)
+    return np.stack([cost, np.where(low == high, cost, np.inf)])
+
+
+def seeds_wanted(interval: tuple[float, float], shape: tuple[float, float], seeds: float) -> float:
+    """Seeds to add to each rung until the interval, as it narrows with 1/sqrt(seeds) to what shape leaves, is on one side of STAYS."""
+    if judged(*interval) != UNSURE:
+        return 0
+    (low, high), still = interval, (shape[1] - shape[0]) / 2
+    half, room = (high - low) / 2, abs(abs(high + low) / 2 - STAYS)
+    if not np.isfinite(half) or still >= room:
+        return math.inf
+    return max(1, math.ceil(seeds * (half**2 - still**2) / (room**2 - still**2) - seeds))
+
+
+def wanted(t: Transfer) -> str:
+    """What would settle a verdict that is UNSURE."""
+    if t.verdict != UNSURE:
+        return ""
+    if not np.isfinite(t.drift_interval).all():
+        return "needs values beyond those tried"
+    return (
+        f"needs about {t.more:,.0f} more seed{'s' * (t.more > 1)}"
+        if np.isfinite(t.more)
+        else "needs values closer together; more seeds alone would not tell"
+    )
+
+
+def difference(a: Transfer, b: Transfer) -> tuple[float, float]:
+    """Interval of |drift of a| - |drift of b|, the two taken as independent; both were fitted from seeds."""
+    (low, high), other = (combined(moved(len(t.rungs)), t.fit.draws) for t in (a, b))
+    # one generator makes the draws of every fit, so those of two arms are paired anew
+    sizes = [
+        np.stack([np.maximum(0, np.maximum(x, -y)), np.maximum(-x, y)])
+        for x, y in ((low, high), np.random.default_rng(2).permutation(other, axis=1))
+    ]
+    return quantiles(np.stack([sizes[0][0] - sizes[1][1], sizes[0][1] - sizes[1][0]]), LEVEL)

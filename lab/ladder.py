@@ -1,0 +1,128 @@
+"""Records -> the ladder of a study: its rungs, its arms and their final losses, as the laws take them. No jax here."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lab import record
+from lab.errors import UserError, unknown
+
+RATE = "optim.lr"
+
+
+class Ladder(NamedTuple):
+    """What of a study's records says how a hyperparameter moves with size."""
+
+    study: dict
+    metric: str
+    over: str | None  # the swept key whose values are the rungs
+    of: tuple[str, ...]  # the hyperparameters whose best values are looked for, one or two
+    trials: list[dict]  # one row a trial of the study, whatever its state
+    curves: dict[str, dict[str, np.ndarray]]  # arm -> rung, log2 [n] or [n, 2], loss, seed: one entry a finished trial
+
+
+def leaf(key: str | None) -> str:
+    """The last part of a dotted key."""
+    return (key or "model").rsplit(".", 1)[-1]
+
+
+def value(study: dict, trial: str, key: str) -> Any:
+    """What a trial had for a dotted config key: the sweep's value or the config's own."""
+    point, at = study["trials"][trial]["point"], study["config"]
+    if key in point:
+        return point[key]
+    for part in key.split("."):
+        at = at.get(part, {}) if isinstance(at, dict) else {}
+    return at
+
+
+def numbers(study: dict) -> dict[str, int]:
+    """Swept keys with numbers -> how many values they have within one arm."""
+    values: dict[tuple[str, str], set] = {}
+    for t in study["trials"].values():
+        for k, v in t["point"].items():
+            if type(v) in (int, float) and k != "seed":
+                values.setdefault((k, t["arm"]), set()).add(v)
+    return {k: max(len(v) for (other, _), v in values.items() if other == k) for k in sorted({k for k, _ in values})}
+
+
+def ladder(study: dict) -> str | None:
+    """The swept key whose sizes are the rungs: a whole number of the model, or else of training, with the most values in one arm."""
+    whole = {k for t in study["trials"].values() for k, v in t["point"].items() if type(v) is int}
+    many = {k: n for k, n in numbers(study).items() if n > 1 and k in whole and k.startswith(("model.", "train."))}
+    return max(many, key=lambda k: (k.startswith("model."), many[k]), default=None)
+
+
+def asked(study: dict, over: str | None, of: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """The ladder's key and the hyperparameters, those given or found; UserError names what the records do not vary."""
+    varied = [k for k, n in numbers(study).items() if n > 1]
+    if over is not None and over not in varied:
+        raise unknown("--over: key that varies within an arm", over, varied)
+    found = over or ladder(study)
+    if found is None:
+        raise UserError(
+            "transfer needs several sizes, and no size of the model or of training varies within an arm; name another by --over"
+        )
+    rest = [k for k in varied if k != found]
+    if not rest:
+        raise UserError(f"transfer needs several values of a hyperparameter, and beside {found} nothing varies within an arm")
+    if len(of) > 2:
+        raise UserError(f"--of={','.join(of)!r}: at most two hyperparameters at a time")
+    for key in of:
+        if key not in rest:
+            raise unknown("--of: key that varies within an arm", key, rest)
+    of = of or ((RATE,) if RATE in rest else (max(rest, key=lambda k: numbers(study)[k]),))
+    for key in of:
+        if low := [v for i in study["trials"] if (v := value(study, i, key)) <= 0]:
+            raise UserError(f"--of: {key}={low[0]!r} has no logarithm; octaves need values above 0")
+    return found, of
+
+
+def arms(study: dict, rung: str | None, of: tuple[str, ...]) -> dict[str, str]:
+    """Trial -> arm; what the sweep varies besides arm, rung, hyperparameters and seed makes arms of its own, never an average."""
+    groups: dict[tuple, dict[str, set]] = {}
+    for t in study["trials"].values():
+        for k in set(study["swept"]) - {*of, "seed", "arm", rung}:
+            groups.setdefault((t["arm"], t["point"].get(rung)), {}).setdefault(k, set()).add(str(t["point"].get(k)))
+    extra = sorted({k for g in groups.values() for k, v in g.items() if len(v) > 1})
+    return {i: ", ".join([t["arm"], *(f"{leaf(k)} {t['point'].get(k)}" for k in extra)]) for i, t in study["trials"].items()}
+
+
+def _trials(folder: Path, study: dict, rung: str | None, of: tuple[str, ...], metric: str, last: dict[str, dict]) -> list[dict]:
+    states, named, config = record.status(folder), arms(study, rung, of), study["config"]
+    for name in study["populations"]:
+        if record.finished(folder / name) and metric not in record.columns(folder / name):
+            raise UserError(
+                f"file {str(folder / name / 'rows.parquet')!r} has no column {metric!r}; restore it, or delete its folder and run again"
+            )
+    rows = []
+    for i, t in study["trials"].items():
+        r = last.get(i, {})
+        gone = bool(r.get("diverged"))
+        lost = gone or r.get(metric) is None
+        row = {"trial": i, "arm": named[i], "rung": t["point"].get(rung, 1), "lr": t["point"].get(RATE, config["optim"]["lr"])}
+        row |= {"seed": t["seed"], "state": "diverged" if gone else states[i], "loss": np.nan if lost else r[metric], "finished": bool(r)}
+        rows.append(row | {k: r.get(k) for k in ("step", "examples", "epochs", "flops", "parameters")})
+    return rows
+
+
+def whole(rows: list[dict]) -> list[dict]:
+    """Trials of one arm, of those rungs and seeds all of whose trials are finished: seeds may differ from rung to rung, curves are never cut."""
+    left = {(r["rung"], r["seed"]) for r in rows if not r["finished"]}
+    return [r for r in rows if (r["rung"], r["seed"]) not in left]
+
+
+def read(folder: Path, over: str | None, of: tuple[str, ...] = (RATE,)) -> Ladder:
+    """The ladder of a study's folder over the swept key `over`; values of `of` are given in log2."""
+    folder, study = Path(folder), record.read_study(folder)
+    metric = study["config"]["eval"]["metric"]
+    last = {r["trial"]: r for r in record.finals(folder).to_pylist()}
+    trials, curves = _trials(folder, study, over, of, metric, last), {}
+    for arm in sorted({r["arm"] for r in trials}, reverse=True):  # standard before mup
+        mine = whole([r for r in trials if r["arm"] == arm])
+        if np.isfinite([r["loss"] for r in mine]).any():
+            curves[arm] = {k: np.array([r[k] for r in mine], float) for k in ("rung", "loss", "seed")}
+            at = np.log2([[value(study, r["trial"], k) for k in of] for r in mine])
+            curves[arm]["log2"] = at[:, 0] if len(of) == 1 else at
+    return Ladder(study, metric, over, of, trials, curves)

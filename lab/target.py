@@ -1,0 +1,202 @@
+"""The experiment file of a big run: the values tuned on a study's ladder, by which rule each goes on to its size, and what tuning cost.
+
+No jax here: sizes, parameters and FLOPs come from the records.
+"""
+
+import json
+import textwrap
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lab import ladder
+from lab.errors import UserError, unknown
+from lab.laws.optimum import quantiles
+from lab.laws.transfer import DRIFTS, LEVEL, TRANSFERS, Transfer, combined, line, octaves
+from lab.transfer import ANSWERS, Told, answer, ends, interval
+
+
+class Value(NamedTuple):
+    """A hyperparameter for the big run and why."""
+
+    log2: float
+    why: str
+
+
+def write(folder: Path, told: Told, to: dict[str, Any], arm: str, out: Path) -> str:
+    """Write the experiment file of the run `to` (dotted keys) to `out`; returns what it holds, in a few lines.
+
+    Raises:
+      UserError: an unknown key or arm, a value of another type, or a file that cannot be written.
+    """
+    lad = told.ladder
+    arm = _arm(told, arm)
+    largest = max((r for r in lad.trials if r["arm"] == arm and r["finished"]), key=lambda r: r["rung"])["trial"]
+    config = config_of(lad.study, largest)
+    for key, value in to.items():
+        _put(config, key, value)
+    if lad.over not in to:
+        raise UserError(f"--to={','.join(to)}: the size of the big run wants {lad.over}, the key of the ladder, such as {lad.over}=1024")
+    rung = float(to[lad.over])
+    values = {key: _value(t, rung, ladder.leaf(lad.over)) for key, t in zip(lad.of, told.transfers[arm], strict=True)}
+    for key, v in values.items():
+        _put(config, key, float(f"{2.0**v.log2:.6g}"))
+    cost = tuning(lad, arm, config, rung)
+    if other := [k for k in to if k.startswith("model.") and k != lad.over]:
+        cost.append(f"{', '.join(other)} changes the size too, which these numbers do not count")
+    text = _file(folder, lad, arm, config, values, cost, rung)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text)
+    except OSError as e:
+        raise UserError(f"--out={str(out)!r} cannot be written ({e.strerror}); expected a path such as big.py") from e
+    return "\n".join([*(f"{k} = {2.0**v.log2:.4g}: {v.why}" for k, v in values.items()), *cost, f"experiment: {out}"])
+
+
+def _arm(told: Told, arm: str) -> str:
+    if arm and arm not in told.transfers:
+        raise unknown("--arm", arm, told.transfers)
+    if not told.transfers:
+        raise UserError("no arm has all trials of a seed at two sizes yet, so there is nothing to go on with")
+    if not arm and len(told.transfers) > 1 and "mup" not in told.transfers:
+        raise UserError(f"--arm: which arm is to go on? expected one of: {', '.join(told.transfers)}")
+    return arm or ("mup" if "mup" in told.transfers else next(iter(told.transfers)))
+
+
+def config_of(study: dict, trial: str) -> dict:
+    """The config of a trial without `run`, as study.json tells it."""
+    point = study["trials"][trial]["point"]
+    config = {k: dict(v) if isinstance(v, dict) else v for k, v in study["config"].items() if k != "run"}
+    config |= {s: {} for s in study.get("sections", ()) if f"{s}.name" in point}
+    for key, value in point.items():
+        if key != "arm":
+            *sections, last = key.split(".")
+            inside = config
+            for s in sections:
+                inside[s] = dict(inside.get(s, {}))
+                inside = inside[s]
+            inside[last] = value
+    return config
+
+
+def _put(config: dict, key: str, value: Any) -> None:
+    """Set a dotted key that the config has, to a value of its type."""
+    flat = _flat(config)
+    if key not in flat:
+        raise unknown("--to: config key", key, flat)
+    if isinstance(flat[key], float) and type(value) is int:
+        value = float(value)
+    if type(value) is not type(flat[key]):
+        raise UserError(
+            f"--to: {key}={value!r} is of type {type(value).__name__}; expected {type(flat[key]).__name__} such as {flat[key]!r}"
+        )
+    *sections, last = key.split(".")
+    for s in sections:
+        config[s] = dict(config[s])
+        config = config[s]
+    config[last] = value
+
+
+def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for k, v in tree.items():
+        flat |= _flat(v, f"{prefix}{k}.") if isinstance(v, dict) and v else {f"{prefix}{k}": v}
+    return flat
+
+
+def _value(t: Transfer, rung: float, name: str) -> Value:
+    """What to take at `rung`: the mean of the optima where they stay, the line through them where they drift, else the largest rung's."""
+    found = np.array([np.isfinite(o.log2) for o in t.optima])
+    stays, drifts = (t.stays, not t.stays) if t.verdict is None else (t.verdict == TRANSFERS, t.verdict == DRIFTS)
+    if t.verdict is None and (t.bounded or not np.isfinite(t.drift)):
+        stays = drifts = False  # point estimates that are bounds, or of which one is missing, tell neither
+    if stays:
+        weights, why = found / found.sum(), f"the mean of {found.sum()} optima"
+    elif drifts:
+        slope, start = line(octaves(t.rungs), found)
+        weights, why = (
+            start + slope * np.log2(rung / t.rungs[0]),
+            f"the line through {found.sum()} optima carried on, {t.slope:+.2f} octaves a doubling",
+        )
+    else:
+        last = np.flatnonzero(found)[-1]
+        weights, why = np.eye(len(found))[last], f"the optimum at {name} {t.rungs[last]:g}"
+    log2 = float(weights @ np.array([o.log2 if f else 0.0 for o, f in zip(t.optima, found, strict=True)]))
+    bounds = None if t.fit is None else quantiles(combined(weights, t.fit.draws), LEVEL)
+    known = "no interval" if bounds is None else f"{LEVEL:.0%} interval of log2 {ends(bounds, '.2f')}"
+    told = t.verdict or ANSWERS[answer(t)].format(of="value")
+    drift = f"{told}, drift {t.drift:+.2f} octaves{interval(t.drift_interval, '+.2f')} over {name} {t.rungs[0]:g} to {t.rungs[-1]:g}"
+    return Value(log2, f"{why}, {known}; {drift}")
+
+
+def tuning(lad: ladder.Ladder, arm: str, config: dict, rung: float) -> list[str]:
+    """What the arm's trials cost beside one run of `config`, by FLOPs, and by trials x parameters x batch x steps (arXiv 2505.15270)."""
+    mine = [r for r in lad.trials if r["arm"] == arm and r["finished"] and r["flops"]]
+    sizes = sorted({r["rung"] for r in mine})
+    per = {k: next((r["flops"] / r["examples"], r["parameters"]) for r in mine if r["rung"] == k) for k in sizes}
+    examples = config["train"]["batch"] * config["train"]["steps"]
+    big_flops, big_parameters = (_carried(np.array(sizes), np.array([per[k][i] for k in sizes]), rung) for i in (0, 1))
+    out = []
+    for name, chosen in (
+        (f"all {len(mine)} trials", mine),
+        (f"those of the smallest size, {sizes[0]:g}", [r for r in mine if r["rung"] == sizes[0]]),
+    ):
+        flops = sum(r["flops"] for r in chosen) / (big_flops * examples)
+        product = sum(r["parameters"] * r["examples"] for r in chosen) / (big_parameters * examples)
+        out.append(f"tuning cost, {name}: {flops:.2%} of the big run's FLOPs; R S B T / (S B T) = {product:.2%}")
+    big = f"{big_flops * examples:.3g} FLOPs, {big_parameters:,.0f} parameters, {examples:,} examples"
+    out.append("for comparison, DiT-muP reports 5.5% (PixArt) and 3% (MMDiT, of what experts spend on tuning)")
+    return [*out, f"the big run: {big} (sizes carried on from the records; `lab plan` counts them)"]
+
+
+def _carried(x: np.ndarray, y: np.ndarray, to: float) -> float:
+    """A polynomial of degree 2 at most, exact for what is counted over width, depth, batch or steps; a power where it turns negative."""
+    degree = min(2, len(x) - 1)
+    value = float(np.polyval(np.polyfit(x, y, degree, w=1 / y), to))
+    if value < y.max() and to > x.max():
+        value = float(y[-1] * (to / x[-1]) ** (np.log(y[-1] / y[-2]) / np.log(x[-1] / x[-2])))
+    return value
+
+
+def _file(folder: Path, lad: ladder.Ladder, arm: str, config: dict, values: dict[str, Value], cost: list[str], rung: float) -> str:
+    name, study = ladder.leaf(lad.over), lad.study["name"]
+    rule, base = config["parametrization"]["name"], config["base"]
+    known = ", ".join(f"{k} {v}" for k, v in base.items())
+    covered = ladder.leaf(lad.over) in base
+    rules = [f"arm {arm} of study {study}; parametrization {rule}, which scales every weight from the base ({known or 'none'})"]
+    if not covered:
+        rules.append(f"{lad.over} has no base, so no rule moves anything with it but what was measured")
+    rules += [f"{k} = {2.0**v.log2:.4g} = 2^{v.log2:.2f}: {v.why}" for k, v in values.items()]
+    rules += [
+        *cost,
+        "regularisation (label_drop, weight decay, dropout) and the data's epochs are not tuned by transfer: look at them anew",
+    ]
+    body = "\n".join(f"    c.{k} = {_written(v)}" for k, v in config.items() if v != {})
+    return (
+        f'"""Does what was tuned in {study} hold at {name} {rung:g}?\n\nWritten by `lab transfer`; `lab plan` tells what it costs.\n"""\n\n'
+        "from ml_collections import ConfigDict\n\n\n"
+        "def get_config():\n" + "".join(map(_comment, rules)) + f"    c = ConfigDict()\n{body}\n    return c\n"
+    )
+
+
+def _comment(text: str) -> str:
+    return textwrap.fill(f"- {text}", 120, initial_indent="    # ", subsequent_indent="    #   ") + "\n"
+
+
+def _written(v: Any, indent: int = 4) -> str:
+    """Python of a value, a section as dict(...) on lines of some 120; lists, which JSON makes of tuples, are tuples again."""
+    if isinstance(v, list | tuple):
+        return "(" + ", ".join(map(_written, v)) + ",)"[len(v) != 1 :]
+    if isinstance(v, str):
+        return json.dumps(v, ensure_ascii=False)
+    if not isinstance(v, dict) or not all(k.isidentifier() for k in v):
+        return repr(v)
+    lines = [""]
+    for k, x in v.items():
+        item = f"{k}={_written(x)}, "
+        lines = [*lines, item] if len(lines[-1] + item) > 100 else [*lines[:-1], lines[-1] + item]
+    if len(lines) == 1:
+        return f"dict({lines[0].removesuffix(', ')})"
+    inner = "".join(f"\n{' ' * (indent + 4)}{line.rstrip()}" for line in lines)
+    return f"dict({inner}\n{' ' * indent})"
