@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lab import parametrization, probe
+from lab import branches, parametrization, probe
 from lab.axes import weights
 from lab.population import build, described
 
@@ -24,11 +24,18 @@ def rows(config: dict, source_dims: dict[str, int]) -> list[dict[str, Any]]:
 
 
 def truth(config: dict, source_dims: dict[str, int], example: dict[str, Any]) -> dict[str, list[str]]:
-    """Complaints per weight where the traced loss does not use it as its arrow says; `example` is one batch [B, ...]."""
+    """Complaints per weight where the traced loss does not use it as its arrow says; `example` is one batch [B, ...].
+
+    Told are wrong axes (`probe.audit`), and wrong ends of residual branches and scales of products (`branches.audit`).
+    """
     program = build(config, source_dims)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), example)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return probe.audit(lambda p, k, b: jnp.mean(program.loss(p, k, b)), described(program), key, shapes)
+    loss, given = lambda p, k, b: jnp.mean(program.loss(p, k, b)), (described(program), key, shapes)
+    found = probe.audit(loss, *given)
+    for name, said in branches.audit(loss, *given).items():
+        found[name] = [*found.get(name, []), *said]
+    return found
 
 
 def text(small: list[dict[str, Any]], large: list[dict[str, Any]] | None = None, factor: str = "") -> str:

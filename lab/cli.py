@@ -45,16 +45,19 @@ def _parser() -> argparse.ArgumentParser:
         "audit", _audit, "one line a tensor: arrow, role, scales, and whether the arrow is true" + override, "experiment", "file"
     )
     audit.add_argument("--width", help="add the columns of a model so many times as wide, such as 4x")
-    check = command("check", _check, "the coordinate check: does any weight's own change drift with width" + override)
+    check = command("check", _check, "the coordinate check: does any weight's own change drift with width or depth" + override)
     check.add_argument("experiment", nargs="?", help="experiment file")
-    check.add_argument(
-        "--all", action="store_true", help="every experiments/*_transfer.py, with and without zero gates; results are written to --out"
-    )
+    check.add_argument("--all", action="store_true", help="every experiments/*_transfer.py, with and without zero gates, over width")
     check.add_argument("--widths", default="32,64,128,256", help="model.width, the base first (default: 32,64,128,256)")
+    check.add_argument(
+        "--depths", help="model.depth, the base first; one alone: width alone (default: the config's, 2x and 4x; --all: width alone)"
+    )
     check.add_argument("--seeds", type=int, default=4)
     check.add_argument("--steps", type=int, default=12)
     check.add_argument("--lr", type=float, default=2.0**-9)
-    check.add_argument("--out", default="benchmarks/results/check-{device}.json", help="--all: file to write")
+    check.add_argument(
+        "--out", help="file for slopes and verdicts; the figure lies beside it (default: check-NAME.json, --all: in benchmarks/results)"
+    )
     command("status", _status, "what is done, running, diverged, interrupted, missing", "study", "folder of a study")
     report = command("report", _report, "write report.html, figures and tables of a study", "study", "folder of a study")
     report.add_argument("--out", help="folder for the report (default: the study's)")
@@ -237,29 +240,37 @@ def _audit(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     if bool(args.experiment) == args.all:
         raise UserError("lab check wants an experiment file, or --all")
-    widths = [int(w) if w.isdigit() else 0 for w in args.widths.split(",")]
-    if len(widths) < 2 or min(widths) < 1 or sorted(set(widths)) != widths:
-        raise UserError(f"--widths={args.widths!r} must be two or more rising whole numbers such as 32,64,128")
-    if args.seeds < 2 or args.steps < 1 or not args.lr > 0:
+    widths = _rising("--widths", args.widths, 2)
+    depths = _rising("--depths", args.depths, 1) if args.depths else () if args.all else None
+    if args.seeds < 2 or args.steps < 6 or not args.lr > 0:
         raise UserError(
-            f"lab check needs --seeds of 2 or more, --steps of 1 or more and --lr above 0; got {args.seeds}, {args.steps}, {args.lr}"
+            f"lab check needs --seeds of 2 or more, --steps of 6 or more and --lr above 0; got {args.seeds}, {args.steps}, {args.lr}"
         )
+    study = None if args.all else _study(args)
     _jax()
+    import jax
+
     from lab import check
-    from lab.log import console
+    from lab.coordinates import Setting
 
-    def said(text: str) -> None:
-        console.print(text, markup=False)
+    setting = Setting(args.seeds, args.steps, args.lr)
+    if study is None:
+        device = jax.devices()[0].device_kind.lower().replace(" ", "-")
+        out = args.out or ROOT / "benchmarks" / "results" / f"check-{device}.json"
+        todo = list(check.every(sorted((ROOT / "experiments").glob("*_transfer.py")), args.overrides, setting.steps))
+    else:
+        out, todo = args.out or f"check-{study.experiment.name}.json", list(check.jobs(study, setting.steps))
+    failed = check.check(todo, check.Sizes(widths, depths), setting, Path(out))
+    print(f"{len(todo) - len(failed)} of {len(todo)} hold; slopes: {out}, figures beside it")
+    return 2 if failed else 0
 
-    setting = check.Setting(tuple(widths), args.seeds, args.steps, args.lr)
-    if args.all:
-        return 2 if check.matrix(sorted((ROOT / "experiments").glob("*_transfer.py")), args.overrides, setting, args.out, said) else 0
-    drifting = 0
-    every = check.check(_study(args), setting, said)
-    for arm, found in every.items():
-        print(f"{arm}:" * (len(every) > 1), check.text(found), sep="\n" * (len(every) > 1))
-        drifting += sum(s.drifts() for s in found["mup"].values())
-    return 2 if drifting else 0
+
+def _rising(option: str, text: str, least: int) -> tuple[int, ...]:
+    """Rising whole numbers of '32,64,128'."""
+    found = [int(n) if n.isdigit() else 0 for n in text.split(",")]
+    if len(found) < least or min(found) < 1 or sorted(set(found)) != found:
+        raise UserError(f"{option}={text!r} must be {'two or more' if least > 1 else 'some'} rising whole numbers such as 32,64,128")
+    return tuple(found)
 
 
 def _factor(text: str) -> int:

@@ -188,6 +188,31 @@ def judged(rows: list[dict], name: str) -> Figure:
     return figure
 
 
+def slopes(found: dict[str, dict[str, dict[str, tuple]]], bound: float) -> Figure:
+    """The coordinate check: slope of every weight's own change with its interval, a panel a knob and a colour a rule.
+
+    `found[knob][rule][weight]` is (slope, half-width, what is promised); what lies within the bound of the promise is shaded.
+    """
+    names = list(dict.fromkeys(n for by_rule in found.values() for mine in by_rule.values() for n in mine))
+    figure = Figure(figsize=(2.2 + 3.0 * len(found), 1.0 + 0.15 * len(names)))
+    place = {n: -i for i, n in enumerate(names)}
+    panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    for ax, (knob, by_rule) in zip(panels, found.items(), strict=True):
+        due = {n: s[2] for mine in by_rule.values() for n, s in mine.items()}
+        for n, promise in due.items():
+            ax.fill_betweenx([place[n] - 0.5, place[n] + 0.5], promise - bound, promise + bound, color="0.9", lw=0)
+        for i, (rule, mine) in enumerate(reversed(by_rule.items())):
+            at = np.array([place[n] for n in mine]) + 0.18 * (1 - 2 * i)
+            value, half, _ = np.array(list(mine.values())).T
+            ax.errorbar(value, at, xerr=half, fmt="o", ms=2.8, lw=0.9, color=ARMS[i % len(ARMS)], label=rule)
+        ax.grid(axis="y", visible=False)
+        ax.set(xlabel=f"d log(own change) / d log({knob})", yticks=[place[n] for n in names], yticklabels=names)
+        ax.set_ylim(0.6 - len(names), 0.6)
+        ax.tick_params(axis="y", labelsize=5.5, length=0)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    return figure
+
+
 def training(curves: dict[str, dict[float, tuple]], rung: str) -> Figure:
     """Training loss against step of the best trial of each rung, raw and smoothed; `curves[arm][rung]` is (steps, loss)."""
     figure, axes = _panels(list(curves))

@@ -25,102 +25,127 @@ def rms(x: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32))))
 
 
-def _calls(eqn: jex.JaxprEqn) -> tuple[jex.Jaxpr, list] | None:
+def calls(eqn: jex.JaxprEqn) -> tuple[jex.Jaxpr, list] | None:
     """The body of a plain call (jit, remat, custom rule); None for anything else."""
     if eqn.primitive.name in ("scan", "while", "cond"):
         return None
     return next(inner(eqn), None)
 
 
-def probe(f: Callable, tree: Any, start: Any, *args: Any) -> tuple[Any, dict[str, tuple[jax.Array, jax.Array]]]:
-    """f(tree, *args), and for each weight W the rms of W x and of (W - W_start) x where W is used.
+Measure = Callable[[jax.Array, jax.Array], Any]
+
+
+def sizes(y: jax.Array, own: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """rms of W x and of (W - W_start) x."""
+    return rms(y), rms(own)
+
+
+def probe(f: Callable, tree: Any, start: Any, *args: Any, measure: Measure = sizes, pairs: bool = False) -> tuple[Any, dict[str, Any]]:
+    """f(tree, *args), and for each weight W what `measure` says of W x and of (W - W_start) x where W is used.
 
     Args:
       f: a function whose first argument is the tree of weights.
       tree, start: the weights now, and at the start of training.
+      measure: (W x, (W - W_start) x) -> small arrays; by default the rms of both.
+      pairs: whether to measure products of two activations too, such as attention's logits, under the names of the weights that
+        they last came out of, 'qkv x qkv\''; nothing of them is a weight's own, so `measure` gets zeros there.
 
     Returns:
-      f's output, and {name: (rms of W x, rms of (W - W_start) x)}; a scanned weight gives one row a layer; a weight used
-      more than once gives further entries name', name''. The second figure is the weight's own change: the total change
-      of an activation hides under-learning behind the change of the layers before it.
+      f's output, and {name: measure}; a scanned weight gives one row a layer; a weight used more than once gives further
+      entries name', name''. The second figure is the weight's own change: the total change of an activation hides
+      under-learning behind the change of the layers before it.
     """
     names = list(weights(tree))
     closed, shape = jax.make_jaxpr(f, return_shape=True)(tree, *args)
     flat, moved = jax.tree.leaves((tree, *args)), jax.tree.leaves(jax.tree.map(jnp.subtract, tree, start))
     n = len(names)
     tracked = [(names[i], moved[i]) if i < n else None for i in range(len(flat))]
-    out, stats = _run(closed.jaxpr, closed.consts, flat, tracked)
+    out, stats, _ = _Walk(measure, pairs).run(closed.jaxpr, closed.consts, flat, tracked, [None] * len(flat))
     return jax.tree.unflatten(jax.tree.structure(shape), out), stats
 
 
-def _note(stats: dict, name: str, value: Any) -> None:
+def _note(stats: dict, name: str, value: Any) -> str:
     while name in stats:
         name += "'"
     stats[name] = value
+    return name
 
 
-def _run(jaxpr: jex.Jaxpr, consts: list, args: list, tracked: list) -> tuple[list, dict]:
-    """Evaluate; `tracked` holds (name, change) for arguments that are weights. A change follows its weight through MOVES."""
-    env, track, stats = {}, {}, {}
-
-    def bind_all(variables, given):
-        env.update(zip(variables, given, strict=True))
-
-    bind_all(jaxpr.constvars, consts)
-    bind_all(jaxpr.invars, args)
-    track.update({v: t for v, t in zip(jaxpr.invars, tracked, strict=True) if t is not None})
-    for e in jaxpr.eqns:
-        xs = [v.val if isinstance(v, jex.Literal) else env[v] for v in e.invars]
-        ts = [None if isinstance(v, jex.Literal) else track.get(v) for v in e.invars]
-        call, found = _calls(e), {}
-        if call is not None:
-            ys, found = _run(*call, xs, ts)
-        elif e.primitive.name == "scan":
-            ys, found = _run_scan(e, xs, ts)
-        else:
-            ys = e.primitive.bind(*xs, **e.params)
-            ys = ys if e.primitive.multiple_results else [ys]
-            followed = _use(e, xs, ts, ys, stats)
-            if followed is not None:
-                track[e.outvars[0]] = followed
-        for name, value in found.items():
-            _note(stats, name, value)
-        bind_all(e.outvars, ys)
-    return [v.val if isinstance(v, jex.Literal) else env[v] for v in jaxpr.outvars], stats
+def _pair(a: str, b: str) -> str:
+    """'blocks.attention.qkv' and "blocks.attention.qkv'" -> "blocks.attention.qkv x qkv'"."""
+    return f"{a} x {b.removeprefix(a.rpartition('.')[0] + '.')}"
 
 
-def _run_scan(e: jex.JaxprEqn, xs: list, ts: list) -> tuple[list, dict]:
-    nc, nk = e.params["num_consts"], e.params["num_carry"]
-    sub = e.params["jaxpr"]
-    scanned = {i: t[1] for i, t in enumerate(ts) if t is not None and i >= nc + nk}
+class _Walk:
+    """Evaluates a jaxpr; `tracked` holds (name, change) for arguments that are weights, `origin` of others the entry they came out of.
 
-    def body(carry, rows):
-        x, changes = rows
-        inside = [*ts[:nc], *[None] * nk, *[(ts[i][0], changes[i]) if i in changes else None for i in range(nc + nk, len(ts))]]
-        ys, stats = _run(sub.jaxpr, sub.consts, [*xs[:nc], *carry, *x], inside)
-        return ys[:nk], (ys[nk:], stats)
+    A change follows its weight through MOVES, an origin follows an activation until the next weight is contracted with it.
+    """
 
-    keep = {k: e.params[k] for k in ("length", "reverse", "unroll")}
-    carry, (ys, stats) = jax.lax.scan(body, xs[nc : nc + nk], (xs[nc + nk :], scanned), **keep)
-    return [*carry, *ys], stats
+    def __init__(self, measure: Measure, pairs: bool):
+        self.measure, self.pairs = measure, pairs
 
+    def run(self, jaxpr: jex.Jaxpr, consts: list, args: list, tracked: list, origin: list) -> tuple[list, dict, list]:
+        env = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, args, strict=True))
+        track = {v: t for v, t in zip(jaxpr.invars, tracked, strict=True) if t is not None}
+        came, stats = dict(zip(jaxpr.invars, origin, strict=True)), {}
+        for e in jaxpr.eqns:
+            xs = [v.val if isinstance(v, jex.Literal) else env[v] for v in e.invars]
+            ts, cs = ([None if isinstance(v, jex.Literal) else d.get(v) for v in e.invars] for d in (track, came))
+            call, found = calls(e), {}
+            if call is not None:
+                ys, found, out = self.run(*call, xs, ts, cs)
+            elif e.primitive.name == "scan":
+                ys, found, out = self._scan(e, xs, ts, cs)
+            else:
+                ys = e.primitive.bind(*xs, **e.params)
+                ys = ys if e.primitive.multiple_results else [ys]
+                followed, name = self._use(e, xs, ts, cs, ys, stats)
+                if followed is not None:
+                    track[e.outvars[0]] = followed
+                out = [name or next(filter(None, cs), None)] * len(ys)
+            for name, value in found.items():
+                _note(stats, name, value)
+            env.update(zip(e.outvars, ys, strict=True))
+            came.update(zip(e.outvars, out, strict=True))
+        get = [(v.val, None) if isinstance(v, jex.Literal) else (env[v], came.get(v)) for v in jaxpr.outvars]
+        return [x for x, _ in get], stats, [c for _, c in get]
 
-def _use(e: jex.JaxprEqn, xs: list, ts: list, ys: list, stats: dict) -> tuple | None:
-    """Follow a weight through a move, or note what comes out where it is used."""
-    at = [i for i, t in enumerate(ts) if t is not None]
-    if len(at) != 1:
-        return None
-    i, kind = at[0], e.primitive.name
-    name, change = ts[i]
-    with_change = lambda: e.primitive.bind(*xs[:i], change, *xs[i + 1 :], **e.params)  # noqa: E731
-    other = xs[1 - i] if len(xs) == 2 else None
-    if kind in MOVES or (kind in ("mul", "div") and jnp.ndim(other) == 0):
-        return name, with_change()
-    if kind in ("add", "sub"):
-        _note(stats, name, (rms(xs[i]), rms(change)))
-    elif kind in USES:
-        _note(stats, name, (rms(ys[0]), rms(with_change())))
-    return None
+    def _scan(self, e: jex.JaxprEqn, xs: list, ts: list, cs: list) -> tuple[list, dict, list]:
+        nc, nk = e.params["num_consts"], e.params["num_carry"]
+        sub, out = e.params["jaxpr"], []
+        scanned = {i: t[1] for i, t in enumerate(ts) if t is not None and i >= nc + nk}
+
+        def body(carry, rows):
+            x, changes = rows
+            inside = [*ts[:nc], *[None] * nk, *[(ts[i][0], changes[i]) if i in changes else None for i in range(nc + nk, len(ts))]]
+            ys, stats, came = self.run(sub.jaxpr, sub.consts, [*xs[:nc], *carry, *x], inside, cs)
+            out[:] = came
+            return ys[:nk], (ys[nk:], stats)
+
+        keep = {k: e.params[k] for k in ("length", "reverse", "unroll")}
+        carry, (ys, stats) = jax.lax.scan(body, xs[nc : nc + nk], (xs[nc + nk :], scanned), **keep)
+        return [*carry, *ys], stats, out
+
+    def _use(self, e: jex.JaxprEqn, xs: list, ts: list, cs: list, ys: list, stats: dict) -> tuple[tuple | None, str | None]:
+        """A weight after a move, or the name under which what comes out of it is noted."""
+        at, kind = [i for i, t in enumerate(ts) if t is not None], e.primitive.name
+        if self.pairs and kind == "dot_general" and not at and None not in cs:
+            return None, _note(stats, _pair(*cs), self.measure(ys[0], jnp.zeros_like(ys[0])))
+        if len(at) != 1:
+            return None, None
+        i = at[0]
+        name, change = ts[i]
+        with_change = lambda: e.primitive.bind(*xs[:i], change, *xs[i + 1 :], **e.params)  # noqa: E731
+        other = xs[1 - i] if len(xs) == 2 else None
+        if kind in MOVES or (kind in ("mul", "div") and jnp.ndim(other) == 0):
+            return (name, with_change()), None
+        if kind in ("add", "sub"):
+            name = _note(stats, name, self.measure(xs[i], change))
+        elif kind in USES:
+            name = _note(stats, name, self.measure(ys[0], with_change()))
+            return None, name if kind not in ("mul", "div") else None
+        return None, None
 
 
 # ---- audit: the same walk over shapes alone, with the name of every dim
@@ -160,7 +185,7 @@ def _audit(jaxpr: jex.Jaxpr, given: list, seen: dict, used: set) -> None:
         at = [i for i, t in enumerate(ts) if t is not None]
         if not at:
             continue
-        call = _calls(e)
+        call = calls(e)
         if call is not None:
             _audit(call[0], ts, seen, used)
         elif e.primitive.name == "scan":

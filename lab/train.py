@@ -52,14 +52,18 @@ class Program:
         # a buffer of its own: donated buffers must not be shared between params and their average
         return State(params, opt, jax.tree.map(jnp.copy, params), jnp.int32(0), alive, first)
 
+    def update(self, params: Any, opt: Any, step: jax.Array, hyper: Hyper, batch: dict) -> tuple[jax.Array, Any, Any, Any]:
+        """Loss and gradient on the batch of a step, and what the optimizer makes of it: the update and its next state."""
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(hyper.seed), 1), step)
+        loss, grads = jax.value_and_grad(lambda p: jnp.mean(self.loss(p, key, batch)))(params)
+        return loss, grads, *optimizer(hyper, self.rate, self.core).update(grads, opt, params)
+
     def step(self, state: State, hyper: Hyper, batch: dict) -> tuple[State, dict]:
         """One update on a batch; a trial that diverges keeps its last state from then on."""
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(hyper.seed), 1), state.step)
-        loss, grads = jax.value_and_grad(lambda p: jnp.mean(self.loss(p, key, batch)))(state.params)
+        loss, grads, updates, opt = self.update(state.params, state.opt, state.step, hyper, batch)
         norm = optax.tree.norm(grads)
         first = jnp.where(state.step == 0, loss, state.first)
         alive = state.alive & jnp.isfinite(loss) & jnp.isfinite(norm) & (loss <= DIVERGED * first)
-        updates, opt = optimizer(hyper, self.rate, self.core).update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = optax.incremental_update(params, state.ema, 1.0 - hyper.ema)
         new = State(params, opt, ema, state.step + 1, alive, first)

@@ -19,10 +19,12 @@ FLOORS = {
     "lab.report": 8,
     "lab.plan": 8,
     "lab.audit": 8,
-    "lab.check": 8,
+    "lab.check": 8.5,  # looks at arrows by audit
     "lab.weights": 8,  # reads and writes studies
     "lab.study": 7,
     "lab.figures": 7,  # drawn by report from records and laws
+    "lab.verdict": 6.7,
+    "lab.coordinates": 6.5,  # builds and places trials as population does
     "lab.population": 6,
     "lab.judging": 5.5,  # trains nothing, and population runs it
     "lab.train": 5,
@@ -36,6 +38,7 @@ FLOORS = {
     "lab.tokenizers": 3,
     "lab.layers": 2,
     "lab.cost": 2,
+    "lab.branches": 2.7,  # walks as probe does
     "lab.probe": 2.5,  # walks with cost.inner
     "lab.axes": 1,
     "lab.checkpoint": 1,

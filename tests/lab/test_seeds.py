@@ -135,7 +135,9 @@ def test_what_more_seeds_would_not_tell_is_said():
     assert t.verdict == UNSURE
     assert t.more == np.inf
     assert "closer together" in wanted(t)
-    out = transfer(*curves.study(seed=1, kind="bowl", drift=0.0, reach=(1.0, 5.0), room=(9.0, 9.1)).trials)  # every optimum lies below all rates tried
+    out = transfer(
+        *curves.study(seed=1, kind="bowl", drift=0.0, reach=(1.0, 5.0), room=(9.0, 9.1)).trials
+    )  # every optimum lies below all rates tried
     assert out.drift_interval == (-np.inf, np.inf)
     assert all(o.edge == "low" and o.interval[0] == -np.inf and o.interval[1] < o.log2 + 0.3 for o in out.optima)
     assert "beyond those tried" in wanted(out)
