@@ -121,7 +121,8 @@ def drift(transfers: dict[str, Transfer], rung: str) -> Figure:
     for i, (arm, t) in enumerate(transfers.items()):
         at, colour = np.array([o.log2 for o in t.optima]), ARMS[i % len(ARMS)]
         edge = np.array([o.edge is not None for o in t.optima])
-        x = np.array(t.rungs) * 2 ** (0.03 * (i - (len(transfers) - 1) / 2))  # arms side by side, or their bars hide one another
+        aside = 0.03 * (i - (len(transfers) - 1) / 2) * any(o.interval for o in t.optima)  # or the bars of arms hide one another
+        x = np.array(t.rungs) * 2**aside
         ax.plot(x, at, "-", color=colour)
         ax.plot(x[~edge], at[~edge], "o", ms=5, color=colour, label=f"{arm}: {t.drift:+.2f} octaves")
         ax.plot(x[edge], at[edge], "o", ms=5, mfc="white", color=colour)

@@ -16,6 +16,7 @@ from lab import figures, ladder, record
 from lab import find as parts
 from lab.errors import UserError
 from lab.laws import power
+from lab.laws.metrics import rule
 from lab.laws.transfer import LEVEL, STAYS, Transfer, difference, transfer
 from lab.transfer import answer, bound, interval, seeds, sentence
 
@@ -350,6 +351,8 @@ def tables(folder: Path, f: Findings) -> dict[str, list[dict[str, Any]]]:
             row = {"arm": arm, "stays_put": answer(t), "verdict": t.verdict, "drift_octaves": t.drift} | _bounds("drift", t.drift_interval)
             row |= {"bound": bound(t), "octaves_per_doubling": t.slope} | _bounds("per_doubling", t.slope_interval)
             row |= {"penalty_percent": 100 * t.penalty} | _bounds("penalty", t.penalty_interval, 100.0)
+            r = rule(t)
+            row |= {"law_error_octaves": r.error, "largest_from_law_octaves": r.forecast, "robustness_exponent": r.exponent}
             out["transfer"].append(row | {"rungs": len(t.rungs), "seeds": t.seeds[0], "most_seeds": t.seeds[1]})
     for arm, h in f.held.items():
         row = {"arm": arm, "rungs_fitted": len(f.points[arm][0]) - 1} | h.law._asdict()

@@ -21,7 +21,10 @@ FLOORS = {
     "lab.audit": 8,
     "lab.check": 8.5,  # looks at arrows by audit
     "lab.weights": 8,  # reads and writes studies
+    "lab.target": 7.7,  # the big run's experiment, from what transfer tells
+    "lab.transfer": 7.5,  # words of verdicts; the report prints them
     "lab.study": 7,
+    "lab.ladder": 7,
     "lab.figures": 7,  # drawn by report from records and laws
     "lab.verdict": 6.7,
     "lab.coordinates": 6.5,  # builds and places trials as population does
@@ -141,7 +144,16 @@ def test_layers_hold_no_parametrization_and_nothing_looks_at_ranks_or_paths_of_w
 def test_analysis_runs_where_jax_is_not_installed():
     names = [
         n
-        for n in ("lab.laws.power", "lab.laws.transfer", "lab.record", "lab.figures", "lab.report", "lab.cli")
+        for n in (
+            "lab.laws.power",
+            "lab.laws.transfer",
+            "lab.laws.collapse",
+            "lab.record",
+            "lab.target",
+            "lab.figures",
+            "lab.report",
+            "lab.cli",
+        )
         if importlib.util.find_spec(n)
     ]
     code = f"""

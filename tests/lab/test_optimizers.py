@@ -11,13 +11,13 @@ import pytest
 import small
 from test_optim import hyper
 
-from lab import axes, check, find
+from lab import axes, find
 from lab.axes import Dims, scale, stack, weight
+from lab.coordinates import Setting, measured
 from lab.errors import UserError
 from lab.optim import core, optimizer
 from lab.optimizers.muon import _numbers
 from lab.parametrization import Scales, mup, standard
-from lab.population import build
 
 NAMES = find.names("lab.optimizers")
 BASE, LAYERS = 16, 2
@@ -287,11 +287,11 @@ def forgetful(arrow):
 @pytest.mark.parametrize("name", NAMES)
 def test_under_mup_no_change_drifts_with_width_and_under_the_standard_rule_some_do(name):
     batches = small.stack([small.batch(16, s, small.Source(side=8)) for s in range(STEPS)])
-    setting = check.Setting(WIDTHS, 2, STEPS, RATES.get(name, 2.0**-9))
+    setting = Setting(2, STEPS, RATES.get(name, 2.0**-9))
     rules, found = {"mup": mup, "standard": standard, "forgetful": forgetful}, []
     for width in WIDTHS:
         c = config(name, width)
-        found.append(check.changes(build(c, DIMS), c, batches, rules, setting))
+        found.append(measured(c, DIMS, batches, rules, setting)[1]["own"])
     x = np.log(np.array(WIDTHS) / WIDTHS[0])
     slopes = {}
     for weight_name in found[0]:

@@ -65,7 +65,7 @@ def test_acceptance_on_200_synthetic_studies(more):
     """Prints what docs/transfer.md quotes."""
     covered, wrong, verdicts, costs = outcome(realistic(200, seed=2, **more))
     print(f"\n{more}: covers {covered:.1%}, wrong {wrong:.1%}, {verdicts}, penalty covers {costs:.1%}")
-    assert 0.85 <= covered <= 0.97
+    assert 0.85 <= covered <= (0.98 if more else 0.95)
     assert wrong <= 0.05
     if more == {"drift": 1.0}:
         assert verdicts[UNSURE] <= 0.2
