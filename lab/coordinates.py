@@ -69,6 +69,8 @@ def measured(config: dict, source_dims: dict[str, int], batches: dict, rules: di
     own["gradient"] = own["gradient"] / expected[:, rows.leaf]
     for m, x in own.items():
         found[m] = {n: x[:, at].reshape(shape) for n, at in rows.entries.items()}
+    if hasattr(program.core, "size"):
+        found["update"] = {}  # entries of such an update are of no size that tells how large it acts
     return program, found
 
 
