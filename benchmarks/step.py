@@ -23,8 +23,8 @@ import _turns
 
 from lab.errors import UserError, unknown
 
-# widths and numbers of tokens by default; one family is seen at every number of tokens that its peer has
-ONE, ALL = dict(widths=(64, 128, 256), tokens=None), dict(widths=(64, 256), tokens=(64,))
+# what is measured by default; one family at every number of tokens that its peer has, all of them in some 8 minutes by estimate
+ONE, ALL = dict(widths=[64, 128, 256], tokens=None, rounds=15), dict(widths=[64, 256], tokens=[64], rounds=7)
 
 
 def families() -> list[str]:
@@ -38,17 +38,20 @@ def peer_of(family: str) -> ModuleType:
 
 
 def chosen(args: argparse.Namespace) -> list[tuple[str, int, int]]:
-    """Family, width and tokens of every comparison asked for; UserError where a family is unknown or none has such a shape."""
+    """Family, width and tokens of every comparison asked for; UserError where a family is unknown or none has such a shape.
+
+    What `args` leaves open is filled in.
+    """
     have = families()
     if args.family not in (*have, "all"):
         raise unknown("--family", args.family, [*have, "all"])
     _turns.need_torch("step")
-    usual, some = (ALL, have) if args.family == "all" else (ONE, [args.family])
-    widths, tokens = args.widths or usual["widths"], args.tokens or usual["tokens"]
-    shapes = {f: list(peer_of(f).SHAPES) for f in some}
-    found = [(f, w, n) for f in some for n in shapes[f] for w in widths if n in (tokens or shapes[f])]
+    for key, value in (ALL if args.family == "all" else ONE).items():
+        setattr(args, key, getattr(args, key) or value)
+    shapes = {f: list(peer_of(f).SHAPES) for f in (have if args.family == "all" else [args.family])}
+    found = [(f, w, n) for f, all_of in shapes.items() for n in all_of for w in args.widths if n in (args.tokens or all_of)]
     if not found:
-        raise UserError(f"--tokens={tokens} fits no family; expected of {', '.join(f'{f}: {n}' for f, n in shapes.items())}")
+        raise UserError(f"--tokens={args.tokens} fits no peer; expected of {', '.join(f'{f}: {n}' for f, n in shapes.items())}")
     return found
 
 
@@ -103,6 +106,8 @@ def peer(s: dict):
         for _ in range(steps):
             optimizer.zero_grad(set_to_none=True)
             theirs.loss(model, theirs.inputs(batch)).backward()
+            if o["clip"]:
+                torch.nn.utils.clip_grad_norm_(params, o["clip"])
             optimizer.step()
             with torch.no_grad():
                 torch._foreach_lerp_(average, params, 1 - o["ema"])
@@ -132,8 +137,8 @@ def duel(family: str, width: int, tokens: int, args: argparse.Namespace) -> dict
         assert a.about["parameters"] == b.about["parameters"] == c.about["parameters"], (a.about, b.about)
         steps = {}
         for child in (a, b, c):
-            child.run(3)
-            steps[child.name] = max(2, round(args.seconds / child.run(3)))
+            child.run(1)
+            steps[child.name] = max(1, round(args.seconds / child.run(2)))
         for i in range(args.rounds):
             for child in [a, b, c][:: 1 if i % 2 else -1]:  # nobody is always first after a pause
                 seconds[child.name].append(child.run(steps[child.name]))
@@ -150,7 +155,7 @@ def duel(family: str, width: int, tokens: int, args: argparse.Namespace) -> dict
 def main() -> None:
     parser = argparse.ArgumentParser(prog="lab bench step", description=__doc__.splitlines()[0])
     parser.add_argument("--family", default="dit", help=f"one of {', '.join(families())}, or all one after the other (default: dit)")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, help="(default: 15; of all families 7)")
     parser.add_argument("--seconds", type=float, default=1.0, help="length of a turn (default: 1)")
     parser.add_argument("--trials", type=int, default=8, help="trials of the population (default: 8)")
     parser.add_argument("--widths", type=int, nargs="*", help="widths (default: 64 128 256; of all families 64 256)")
