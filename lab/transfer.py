@@ -84,7 +84,8 @@ def text(folder: Path, told: Told) -> str:
     lad, several = told.ladder, [t for ts in told.transfers.values() for t in ts]
     if not several:
         return f"No arm has all trials of a seed at two values of {lad.over} yet; `lab status {folder}` tells what is missing."
-    rows = record.table(folder).select(["trial", "step", "loss", *({lad.metric} & set(record.table(folder).column_names))]).to_pylist()
+    table = record.table(folder)
+    rows = table.select([c for c in ("trial", "step", "loss", lad.metric) if c in table.column_names]).to_pylist()
     said = [f"{', '.join(lad.of)} over {lad.over}, by {lad.metric}. {seeds(several)}"]
     for arm, transfers in told.transfers.items():
         for key, t in zip(lad.of, transfers, strict=True):
@@ -168,7 +169,7 @@ def _runs(lad: ladder.Ladder, arm: str, key: str, t: Transfer, rows: list[dict])
     losses: dict[str, list] = {}
     for r in rows:
         if octave.get(r["trial"]) == nearest and r["step"] < lad.study["trials"][r["trial"]]["steps"]:
-            losses.setdefault(r["trial"], []).append((r["step"], np.nan if r["loss"] is None else r["loss"]))
+            losses.setdefault(r["trial"], []).append((r["step"], np.nan if r.get("loss") is None else r["loss"]))
     out = []
     for i, pairs in losses.items():
         steps, loss = (np.array(v) for v in zip(*sorted(pairs), strict=True))

@@ -19,6 +19,7 @@ from scipy.interpolate import Akima1DInterpolator
 from lab.laws.seeds import Level, level, noise, sway
 
 SHAPE, FAR = 0.03, 0.03  # how far true curves stray from the fitted form, as a share of the relative height; from FAR on, ever more
+WALL = 2.0  # relative height from which a loss says no more of the bottom than that of a trial that diverged
 TAILS, ROUNDS = 2, 6  # degrees of freedom of those errors; rounds of reweighting
 SKEWS, SKEW_SPREAD = np.arange(-4, 7) * 0.25, 0.7  # per octave: what is tried, held to zero by a normal prior of this spread
 DRAWS = 2000
@@ -65,13 +66,13 @@ def optimum(log2: np.ndarray, loss: np.ndarray) -> Optimum:
 
 
 class Curve(NamedTuple):
-    """Losses of one rung: every value tried, and the level of those around the best between which nothing diverged."""
+    """Losses of one rung: every value tried, and the level of those around the best between which nothing diverged or is up a wall."""
 
     tried: np.ndarray  # [all] log2, rising
     mean: np.ndarray  # [all] loss, freed of seed offsets; NaN where any seed diverged
     x: np.ndarray  # [points] of `tried`, around the best
     level: Level | None  # of these points; None where every value diverged
-    below: float  # the nearest value on either side that diverged; infinite where none did
+    below: float  # the nearest value on either side that did; infinite where none did
     above: float
 
 
@@ -86,6 +87,7 @@ def curve(log2: np.ndarray, loss: np.ndarray, seed: np.ndarray) -> Curve:
     every = level(np.unique(log2[mine], return_inverse=True)[1], loss[mine], seed[mine])
     mean[~gone] = every.mean * every.scale
     best = tried[np.nanargmin(mean)]
+    gone |= mean - np.nanmin(mean) > WALL * abs(np.nanmin(mean))
     below = max(tried[gone & (tried < best)], default=-np.inf)
     above = min(tried[gone & (tried > best)], default=np.inf)
     mine = (log2 > below) & (log2 < above)

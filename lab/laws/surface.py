@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lab.laws.optimum import DRAWS, Noise, Optimum, Part, bounded, noise_of, part, quantiles
+from lab.laws.optimum import DRAWS, WALL, Noise, Optimum, Part, bounded, noise_of, part, quantiles
 from lab.laws.seeds import Level, level, noise
 from lab.laws.transfer import LEVEL, Transfer, combined, line, moved, octaves, seeds_wanted
 
@@ -52,12 +52,13 @@ class Table(NamedTuple):
 
 
 def table(log2: np.ndarray, loss: np.ndarray, seed: np.ndarray) -> Table | None:
-    """Pool the trials of one rung; None where all diverged."""
+    """Pool the trials of one rung; None where all diverged. What is up a wall counts as diverged."""
     tried, point = np.unique(log2, axis=0, return_inverse=True)
-    gone = np.array([not np.isfinite(loss[point == i]).all() for i in range(len(tried))])
-    mine = ~gone[point]
-    if gone.all():
+    rough = np.array([loss[point == i].mean() for i in range(len(tried))])
+    if not np.isfinite(rough).any():
         return None
+    gone = ~np.isfinite(rough) | (rough - np.nanmin(rough) > WALL * abs(np.nanmin(rough)))
+    mine = ~gone[point]
     x, at = np.unique(log2[mine], axis=0, return_inverse=True)
     pooled = level(at, loss[mine], seed[mine])
     best = x[np.argmin(pooled.mean)]

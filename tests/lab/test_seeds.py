@@ -135,12 +135,31 @@ def test_what_more_seeds_would_not_tell_is_said():
     assert t.verdict == UNSURE
     assert t.more == np.inf
     assert "closer together" in wanted(t)
-    out = transfer(
-        *curves.study(seed=1, kind="bowl", drift=0.0, reach=(1.0, 5.0), room=(9.0, 9.1)).trials
-    )  # every optimum lies below all rates tried
+    above = dict(kind="bowl", drift=0.0, reach=(1.0, 5.0), room=(9.0, 9.1))  # every optimum lies below all rates tried
+    out = transfer(*curves.study(seed=1, **above).trials)
     assert out.drift_interval == (-np.inf, np.inf)
     assert all(o.edge == "low" and o.interval[0] == -np.inf and o.interval[1] < o.log2 + 0.3 for o in out.optima)
     assert "beyond those tried" in wanted(out)
+
+
+def test_curves_of_few_usable_points_give_wide_intervals_and_no_crash():
+    x, s = (v.ravel() for v in np.meshgrid(np.arange(-8.0, -3), np.arange(3), indexing="ij"))
+    rng = np.random.default_rng(0)
+    for heights in (
+        [0, 1e-4, 9, 9, 9],
+        [9, 9, 0, 9, 9],
+        [0, 1e-5, 5e1, 3e2, 5e3],
+        [0.3, 0, 0.3, np.nan, np.nan],
+        [0, *[np.nan] * 4],
+        [0] * 5,
+    ):
+        loss = (1 + np.array(heights, float)[(x + 8).astype(int)]) * (1 + 1e-3 * rng.normal(size=15))
+        t = transfer(np.repeat([1, 2], 15), np.tile(x, 2), np.tile(loss, 2), np.tile(s, 2))
+        assert t.drift == pytest.approx(0, abs=1e-6)
+        assert t.drift_interval[0] < -0.1
+        assert t.drift_interval[1] > 0.1
+        assert t.optima[0].interval[0] <= t.optima[0].log2 <= t.optima[0].interval[1]
+        assert t.optima[0].loss == pytest.approx(1.0, abs=0.01)
 
 
 def test_a_diverged_neighbour_bounds_the_optimum():
