@@ -73,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     carry.add_argument("--arm", default="", help="--to: the arm to go on with (default: mup, or the only one)")
     carry.add_argument("--to", action="append", default=[], metavar="KEY=VALUE", help="size of the big run, such as model.width=1024")
     carry.add_argument("--out", default="big.py", help="--to: experiment file to write (default: big.py)")
+    batch = command("batch", _batch, "steps and examples to a loss over batch sizes; the critical batch size", "study", "folder of a study")
+    batch.add_argument("--target", type=float, metavar="LOSS", help="of averaged weights (default: the least that every batch comes to)")
+    batch.add_argument("--out", help="figure to write (default: batch.png in the study's folder)")
     sample = command("sample", _sample, "a grid of samples of a study's best model", "study", "folder of a study")
     sample.add_argument("-n", type=int, default=32, help="how many")
     sample.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a caption to sample by, in turn; needs the data")
@@ -320,6 +323,16 @@ def _transfer(args: argparse.Namespace) -> None:
     print(transfer.text(folder, told))
     if args.to:
         print(target.write(folder, told, dict(map(_option, args.to)), args.arm, Path(args.out)))
+
+
+def _batch(args: argparse.Namespace) -> None:
+    from lab import batch
+
+    folder = Path(args.study)
+    told, out = batch.read(folder, args.target), Path(args.out) if args.out else folder / "batch.png"
+    print(batch.text(told))
+    batch.draw(told, out)
+    print(f"figure: {out}")
 
 
 def _sample(args: argparse.Namespace) -> None:

@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, MaxNLocator, MultipleLocator, NullFormatter
 
+from lab.laws.batch import Law as BatchLaw
+from lab.laws.batch import Tuned
 from lab.laws.power import Holdout, Law
 from lab.laws.transfer import Transfer
 
@@ -167,6 +169,44 @@ def law(points: dict[str, tuple], laws: dict[str, Law], held: dict[str, Holdout]
     ax.xaxis.set_minor_formatter(NullFormatter())
     _scale_y(ax)
     ax.legend()
+    return figure
+
+
+def batch(arms: dict[str, tuple[list[Tuned], BatchLaw | None]], target: str) -> Figure:
+    """Steps against examples to one target, a point a batch with its seeds' range, the law's curve and its band.
+
+    An open mark is a batch whose best rate is at the edge of those tried, a triangle one that does not come to the target in the steps shown.
+    """
+    figure = Figure(figsize=(5.4, 3.9))
+    ax = figure.subplots()
+    for i, (arm, (found, fitted)) in enumerate(arms.items()):
+        colour = ARMS[i % len(ARMS)]
+        for t in found:
+            steps, low, high = np.exp(np.log(t.steps).mean()), t.steps.min(), t.steps.max()
+            ax.plot(t.batch * np.array([low, high]), [low, high], "-", color=colour, lw=1.1)
+            ax.plot(t.batch * steps, steps, "o" if t.reached else "^", ms=5, mfc="white" if t.edge else colour, color=colour)
+            ax.annotate(f"{t.batch:g}", (t.batch * steps, steps), (5, 4), textcoords="offset points", fontsize=7, color=colour)
+        label = arm
+        if fitted is not None and fitted.fits:
+            span = np.geomspace(fitted.batches[0] / 1.5, fitted.batches[-1] * 1.5, 200)
+            ax.plot(span * fitted(span), fitted(span), "--", color=colour, lw=1.1)
+            if fitted.region.size:
+                low, high = fitted.band(span)
+                ax.fill(
+                    *(np.concatenate([a, b[::-1]]) for a, b in ((span * low, span * high), (low, high))), color=colour, alpha=0.15, lw=0
+                )
+            if not fitted.bound:
+                label = f"{arm}: critical batch {fitted.critical:.3g}"
+                ax.axhline(fitted.least, color=colour, lw=0.9, ls=":")
+                ax.axvline(fitted.least * fitted.critical, color=colour, lw=0.9, ls=":")
+        ax.plot([], [], "o--", ms=5, color=colour, label=label)
+    ax.set(xscale="log", yscale="log", xlabel=f"examples to {target}", ylabel=f"steps to {target}")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+        axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 1 else f"{v:g}"))
+        axis.set_minor_formatter(NullFormatter())
+        axis.set_tick_params(which="minor", length=0)
+    ax.legend(title="batch beside each point; dotted: S_min, E_min")
     return figure
 
 

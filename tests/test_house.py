@@ -22,6 +22,7 @@ FLOORS = {
     "lab.check": 8.5,  # looks at arrows by audit
     "lab.weights": 8,  # reads and writes studies
     "lab.target": 7.7,  # the big run's experiment, from what transfer tells
+    "lab.batch": 7.6,  # words of the critical batch, as transfer's of verdicts
     "lab.transfer": 7.5,  # words of verdicts; the report prints them
     "lab.study": 7,
     "lab.ladder": 7,
@@ -148,6 +149,8 @@ def test_analysis_runs_where_jax_is_not_installed():
             "lab.laws.power",
             "lab.laws.transfer",
             "lab.laws.collapse",
+            "lab.laws.batch",
+            "lab.batch",
             "lab.record",
             "lab.target",
             "lab.figures",
