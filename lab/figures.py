@@ -59,6 +59,11 @@ def _key(figure: Figure, rungs: list[float], title: str, extra: list[Line2D] = (
         figure.legend(handles=[*lines, *extra], title=title if several else None, loc="outside right center")
 
 
+def _beside(figure: Figure, ax: Any) -> None:
+    """The legend to the right of the axes, where it hides no point."""
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper")
+
+
 def _mark(marker: str, label: str, **more: Any) -> Line2D:
     return Line2D([], [], ls="", marker=marker, color="0.3", label=label, **more)
 
@@ -117,7 +122,7 @@ def _rate_axis(axis: Any, rates: list[np.ndarray]) -> None:
 
 def drift(transfers: dict[str, Transfer], rung: str) -> Figure:
     """Best learning rate against the rung, one line an arm, with intervals; an open mark is an optimum at the edge of the rates tried."""
-    figure = Figure(figsize=(5.0, 3.1))
+    figure = Figure(figsize=(6.4, 3.1))
     ax = figure.subplots()
     far = [b for t in transfers.values() for o in t.optima for b in (o.log2, *(o.interval or ())) if np.isfinite(b)]
     for i, (arm, t) in enumerate(transfers.items()):
@@ -138,7 +143,7 @@ def drift(transfers: dict[str, Transfer], rung: str) -> Figure:
     low, high = min(far) - 0.2, max(far) + 0.2
     ax.set_ylim(min(low, (low + high) / 2 - 1.5), max(high, (low + high) / 2 + 1.5))  # a rounding error must not look like drift
     _rate_axis(ax.yaxis, [np.array(ax.get_ylim())])
-    ax.legend()
+    _beside(figure, ax)
     return figure
 
 
@@ -147,7 +152,7 @@ def law(points: dict[str, tuple], laws: dict[str, Law], held: dict[str, Holdout]
 
     `least` is a loss that no model beats.
     """
-    figure = Figure(figsize=(5.4, 3.5))
+    figure = Figure(figsize=(7.0, 3.5))
     ax = figure.subplots()
     for i, (arm, (flops, loss)) in enumerate(points.items()):
         colour = ARMS[i % len(ARMS)]
@@ -168,7 +173,7 @@ def law(points: dict[str, tuple], laws: dict[str, Law], held: dict[str, Holdout]
     ax.xaxis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))
     ax.xaxis.set_minor_formatter(NullFormatter())
     _scale_y(ax)
-    ax.legend()
+    _beside(figure, ax)
     return figure
 
 
@@ -212,7 +217,7 @@ def batch(arms: dict[str, tuple[list[Tuned], BatchLaw | None]], target: str) -> 
 
 def judged(rows: list[dict], name: str) -> Figure:
     """A judge's number `name` against training FLOPs by arm, with its interval, its ceiling and its chance or floor where there are."""
-    figure = Figure(figsize=(5.4, 3.5))
+    figure = Figure(figsize=(7.0, 3.5))
     ax = figure.subplots()
     for i, arm in enumerate(sorted({r["arm"] for r in rows}, reverse=True)):
         mine = sorted((r for r in rows if r["arm"] == arm and name in r), key=lambda r: r["flops"])
@@ -225,7 +230,7 @@ def judged(rows: list[dict], name: str) -> Figure:
             ax.axhline(np.mean(found), ls=line, color="0.4", lw=1.1, label=side)
     ax.set_xscale("log")
     ax.set(xlabel="training FLOPs of one trial", ylabel=name)
-    ax.legend()
+    _beside(figure, ax)
     return figure
 
 
