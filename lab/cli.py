@@ -210,6 +210,10 @@ def _plan(args: argparse.Namespace) -> None:
     from lab import plan
 
     print(plan.table(plan.plan(study)))
+    if study.halving:
+        print(f"run.halving leaves {study.left():.0%} of that, with a compile more a mark, where no trial diverges before")
+    if study.experiment.ask:
+        print("the first round alone: the sweep takes a history, and what it asks for next is not known before")
 
 
 def _audit(args: argparse.Namespace) -> int:
@@ -295,7 +299,7 @@ def _status(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    kinds = ("done", "running", "interrupted", "diverged", "missing")
+    kinds = record.STATES
     table = Table("population", *kinds, "step", title=f"{study['name']}: {len(states)} trials", title_justify="left")
     for name, row in counts.items():
         table.add_row(name, *(str(row.get(k, "")) for k in kinds), record.progress(folder / name))
@@ -316,13 +320,23 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _transfer(args: argparse.Namespace) -> None:
-    from lab import target, transfer
+    from lab import ladder, points, record, target, transfer
 
     folder = Path(args.study)
+    if args.to and args.over is None and ladder.ladder(record.read_study(folder)) is None:
+        return print(target.carry(points.read(folder), dict(map(_option, args.to)), args.arm, Path(args.out), lambda c: _size(folder, c)))
     told = transfer.read(folder, args.over, tuple(filter(None, args.of.split(","))))
     print(transfer.text(folder, told))
     if args.to:
-        print(target.write(folder, told, dict(map(_option, args.to)), args.arm, Path(args.out)))
+        print(target.write(told, dict(map(_option, args.to)), args.arm, Path(args.out)))
+
+
+def _size(folder: Path, config: dict) -> tuple[float, int]:
+    """FLOPs of a training example of a config on a study's data, and its parameters."""
+    _jax()
+    from lab import study
+
+    return study.counted(folder, config)
 
 
 def _batch(args: argparse.Namespace) -> None:

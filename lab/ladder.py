@@ -62,7 +62,8 @@ def asked(study: dict, over: str | None, of: tuple[str, ...]) -> tuple[str, tupl
     found = over or ladder(study)
     if found is None:
         raise UserError(
-            "transfer needs several sizes, and no size of the model or of training varies within an arm; name another by --over"
+            "transfer needs several sizes, and no size of the model or of training varies within an arm; name another by --over, "
+            "or carry the best of one size to another by --to"
         )
     rest = [k for k in varied if k != found]
     if not rest:
@@ -89,7 +90,9 @@ def arms(study: dict, rung: str | None, of: tuple[str, ...]) -> dict[str, str]:
     return {i: ", ".join([t["arm"], *(f"{leaf(k)} {t['point'].get(k)}" for k in extra)]) for i, t in study["trials"].items()}
 
 
-def _trials(folder: Path, study: dict, rung: str | None, of: tuple[str, ...], metric: str, last: dict[str, dict]) -> list[dict]:
+def trials(folder: Path, study: dict, rung: str | None, of: tuple[str, ...]) -> list[dict]:
+    """One row a trial of a study, whatever its state, with its final loss, where it has one, and what it took."""
+    metric, last = study["config"]["eval"]["metric"], {r["trial"]: r for r in record.ends(folder).to_pylist()}
     states, named, config = record.status(folder), arms(study, rung, of), study["config"]
     for name in study["populations"]:
         if record.finished(folder / name) and metric not in record.columns(folder / name):
@@ -100,7 +103,7 @@ def _trials(folder: Path, study: dict, rung: str | None, of: tuple[str, ...], me
     for i, t in study["trials"].items():
         r = last.get(i, {})
         gone = bool(r.get("diverged"))
-        lost = gone or r.get(metric) is None
+        lost = gone or r.get(metric) is None or states[i] == "stopped"
         row = {"trial": i, "arm": named[i], "rung": t["point"].get(rung, 1), "lr": t["point"].get(RATE, config["optim"]["lr"])}
         row |= {"seed": t["seed"], "state": "diverged" if gone else states[i], "loss": np.nan if lost else r[metric], "finished": bool(r)}
         rows.append(row | {k: r.get(k) for k in ("step", "examples", "epochs", "flops", "parameters")})
@@ -108,21 +111,23 @@ def _trials(folder: Path, study: dict, rung: str | None, of: tuple[str, ...], me
 
 
 def whole(rows: list[dict]) -> list[dict]:
-    """Trials of one arm, of those rungs and seeds all of whose trials are finished: seeds may differ from rung to rung, curves are never cut."""
+    """Trials of one arm, of those rungs and seeds all of whose trials are finished: seeds may differ from rung to rung, curves are never cut.
+
+    What halving stopped is left out and holds nothing up: its loss is not a final one, and that it was worse at a mark is no sign of instability.
+    """
     left = {(r["rung"], r["seed"]) for r in rows if not r["finished"]}
-    return [r for r in rows if (r["rung"], r["seed"]) not in left]
+    return [r for r in rows if (r["rung"], r["seed"]) not in left and r["state"] != "stopped"]
 
 
 def read(folder: Path, over: str | None, of: tuple[str, ...] = (RATE,)) -> Ladder:
     """The ladder of a study's folder over the swept key `over`; values of `of` are given in log2."""
     folder, study = Path(folder), record.read_study(folder)
     metric = study["config"]["eval"]["metric"]
-    last = {r["trial"]: r for r in record.finals(folder).to_pylist()}
-    trials, curves = _trials(folder, study, over, of, metric, last), {}
-    for arm in sorted({r["arm"] for r in trials}, reverse=True):  # standard before mup
-        mine = whole([r for r in trials if r["arm"] == arm])
+    rows, curves = trials(folder, study, over, of), {}
+    for arm in sorted({r["arm"] for r in rows}, reverse=True):  # standard before mup
+        mine = whole([r for r in rows if r["arm"] == arm])
         if np.isfinite([r["loss"] for r in mine]).any():
             curves[arm] = {k: np.array([r[k] for r in mine], float) for k in ("rung", "loss", "seed")}
             at = np.log2([[value(study, r["trial"], k) for k in of] for r in mine])
             curves[arm]["log2"] = at[:, 0] if len(of) == 1 else at
-    return Ladder(study, metric, over, of, trials, curves)
+    return Ladder(study, metric, over, of, rows, curves)

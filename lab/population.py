@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -318,20 +318,59 @@ class Interrupt:
             signal.signal(s, handler)
 
 
-def run(folder: Path, name: str, pop: Population, train: Any, judging: Judging, progress: Progress, interrupt: Interrupt) -> None:
+class Span(NamedTuple):
+    """The steps that a population trains of its trials' own, from `start`, at which `state()` gives their states, to `until`."""
+
+    start: int
+    until: int
+    state: Callable[[], State] | None = None  # None: their init
+
+
+def gathered(like: State, step: int, parts: list[tuple[Path, int, list[int]]]) -> State:
+    """States [trials, ...] at a step, on the host, from checkpoints of populations: of each (folder, how many trials it has, which to take).
+
+    `like` is the shape of any population's of that program. UserError where a checkpoint is gone or damaged.
+    """
+    found = []
+    for folder, trials, rows in parts:
+        store = Checkpoints(folder / "checkpoints")
+        saved = store.restore(jax.tree.map(lambda x, n=trials: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype), like))
+        store.close()
+        if saved is None or saved[0] != step:
+            raise UserError(
+                f"checkpoints of population {folder.name!r} are gone or damaged; restore {str(folder)!r}, or choose another --workdir"
+            )
+        found.append(jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], saved[1]))
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *found)
+
+
+def run(
+    folder: Path,
+    name: str,
+    pop: Population,
+    train: Any,
+    judging: Judging,
+    progress: Progress,
+    interrupt: Interrupt,
+    span: Span | None = None,
+) -> None:
     """Train a population to its last step from wherever it was, and leave records, weights of the best trials and done.json.
+
+    One whose `span` ends before its trials' last step leaves its state in the place of weights.
 
     Raises:
       Preempted: `interrupt` was set; rows and state are saved.
     """
     t, every = pop.config["train"], pop.config["eval"]["every"]
+    span = span or Span(0, t["steps"])
+    last = span.until
     writer = Writer(folder)
     keep = Checkpoints(folder / "checkpoints")
     progress.stage(name, "compiling")
     carry = pop.init()
     found = keep.restore(pop.shapes())
-    start = found[0] if found else 0
-    carry = pop.carry(found[1], carry) if found else carry
+    start, state = found[:2] if found else (span.start, span.state and span.state())
+    carry = carry if state is None else pop.carry(state, carry)
     pop.compile(carry)
     per_example = pop.flops()
     log = Records(writer, pop.trials, t["batch"], train, per_example)
@@ -349,20 +388,20 @@ def run(folder: Path, name: str, pop: Population, train: Any, judging: Judging, 
             log.write_scalars(step, values)
 
     try:
-        for step in range(start, t["steps"] + 1):
+        for step in range(start, last + 1):
             judged = {}
-            if step % every == 0 or step == t["steps"]:
+            if step % every == 0 or step == last:
                 begun = time.monotonic()
                 judged = jax.block_until_ready(pop.evaluate(carry))
                 mark = time.monotonic()  # an evaluation is no part of a step
                 eval_s += mark - begun
-            if judging.due(step, t["steps"]):
+            if judging.due(step, t["steps"]) and (step < last or last == t["steps"]):  # at a mark, those that go on are judged as they do
                 judging.judge(step, *pop.averages(carry))
             if pending is not None:
                 # the host reads step k while the device is still busy with step k + 1
                 write(*pending)
                 pending = None
-            if step == t["steps"]:
+            if step == last:
                 write(step, {**judged, "diverged": ~jax.device_get(pop.averages(carry)[1])})
                 if judging.judges:
                     progress.stage(name, "judging")
@@ -392,19 +431,23 @@ def run(folder: Path, name: str, pop: Population, train: Any, judging: Judging, 
                 if interrupt.asked:
                     keep.wait()
                     raise Preempted
+        state = pop.state(carry)
+        if last < t["steps"] and start < last:  # what goes on begins from it
+            keep.save(last, state)
+            keep.wait()
     finally:
         feed.close()
         judging.close()
         log.flush()
         log.close()
         keep.close()
-    state = pop.state(carry)
-    kept = keep_best(folder, pop, state, jax.device_get(judged))
-    timing = {"compile_s": pop.compile_s, "train_s": train_s, "eval_s": eval_s, "steps_here": t["steps"] - start}
+    kept = last == t["steps"] and keep_best(folder, pop, state, jax.device_get(judged))
+    timing = {"compile_s": pop.compile_s, "train_s": train_s, "eval_s": eval_s, "steps_here": last - start}
     write_json(folder / "timing.json", {**{k: round(v, 3) for k, v in timing.items()}, "device_bytes": pop.bytes})
     compact(folder)
     write_json(folder / "done.json", {"trials": [x.id for x in pop.trials], "diverged": _diverged(pop, state), "weights": kept})
-    remove_checkpoints(folder)
+    if last == t["steps"]:
+        remove_checkpoints(folder)
     progress.finish(name)
 
 

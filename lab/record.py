@@ -22,6 +22,7 @@ from lab.files import write_json as write_json  # beside what reads it
 SCHEMA = 1
 KEYS = ("trial", "step", "attempt")  # columns that every row has
 NOT_RESULTS = ("wall", "attempt")  # what may differ between two runs of the same study
+STATES = ("done", "running", "interrupted", "stopped", "diverged", "missing")  # of a trial
 
 
 def read_json(path: Path) -> Any:
@@ -181,17 +182,49 @@ def table(folder: Path) -> pa.Table:
         card = read_json(folder / name / "card.json")
         rows = rows.append_column("population", pa.array([name] * rows.num_rows))
         parts.append(rows.append_column("parameters", pa.array([card["parameters"]] * rows.num_rows)))
-    return pa.concat_tables(parts, promote_options="permissive") if parts else pa.table({})
+    whole = pa.concat_tables(parts, promote_options="permissive") if parts else pa.table({})
+    return _joined(whole) if any("halving" in p for p in study["populations"].values()) else whole
+
+
+def _joined(rows: pa.Table) -> pa.Table:
+    """One row where a trial that halving let go on has two: of the population it ended a rung in, and of that it went on in."""
+    found: dict[tuple, dict] = {}
+    for row in rows.to_pylist():
+        key = row["trial"], row["step"]
+        found[key] = found.get(key, {}) | {k: v for k, v in row.items() if v is not None or k not in found.get(key, {})}
+    return pa.Table.from_pylist(list(found.values()), rows.schema)
 
 
 def finals(folder: Path) -> pa.Table:
     """One row a trial that has reached its last step."""
-    rows = table(folder)
+    trials = read_study(folder)["trials"]
+    return _at(table(folder), {i: t["steps"] for i, t in trials.items()})
+
+
+def ends(folder: Path) -> pa.Table:
+    """`finals`, and a row each for trials that halving stopped or that had diverged at a mark: they are at an end, if not at their last step."""
+    folder = Path(folder)
+    rows, study = table(folder), read_study(folder)
+    last = {i: t["steps"] for i, t in study["trials"].items()}
+    for name, pop in study["populations"].items():
+        if "halving" in pop and finished(folder / name):
+            last |= dict.fromkeys(read_json(folder / name / "done.json")["diverged"], until(study, name))
+    return _at(rows, last | {i: t["stopped"] for i, t in study["trials"].items() if "stopped" in t})
+
+
+def _at(rows: pa.Table, steps: dict[str, int]) -> pa.Table:
+    """The row of each trial at a step of its own."""
     if not rows.num_rows:
         return rows
-    trials = read_study(folder)["trials"]
     pairs = zip(rows["trial"].to_pylist(), rows["step"].to_pylist(), strict=True)
-    return rows.filter(pa.array([i in trials and step == trials[i]["steps"] for i, step in pairs]))
+    return rows.filter(pa.array([steps.get(i) == step for i, step in pairs]))
+
+
+def until(study: dict, name: str) -> int:
+    """The step to which a population trains: its trials' last, or the mark at which halving looks at them."""
+    pop = study["populations"][name]
+    halving = pop.get("halving", {"marks": [], "rung": 0})
+    return [*halving["marks"], study["trials"][pop["trials"][0]]["steps"]][halving["rung"]]
 
 
 def finished(folder: Path) -> bool:
@@ -211,17 +244,19 @@ def columns(folder: Path) -> list[str]:
 
 
 def status(folder: Path) -> dict[str, str]:
-    """done, diverged, running, interrupted or missing for every trial of a study."""
+    """done, diverged, stopped (by halving), running, interrupted or missing for every trial of a study."""
     folder, study = Path(folder), read_study(folder)
-    busy, out = locked(folder), {}
+    out, begun = {}, "running" if locked(folder) else "interrupted"
     for name, pop in study["populations"].items():
         if finished(folder / name):
             gone = set(read_json(folder / name / "done.json")["diverged"])
-            out |= {i: "diverged" if i in gone else "done" for i in pop["trials"]}
+            stopped = {i for i in pop["trials"] if "stopped" in study["trials"][i]}
+            last = until(study, name) == study["trials"][pop["trials"][0]]["steps"]
+            out |= {i: "diverged" if i in gone else "stopped" if i in stopped else "done" if last else begun for i in pop["trials"]}
         elif _segments(folder / name) or (folder / name / "rows.parquet").exists():
-            out |= dict.fromkeys(pop["trials"], "running" if busy else "interrupted")
-        else:
-            out |= dict.fromkeys(pop["trials"], "missing")
+            out |= dict.fromkeys(pop["trials"], begun)
+        else:  # of halving's later rungs the trials have begun
+            out |= {i: out.get(i, "missing") for i in pop["trials"]}
     return out
 
 

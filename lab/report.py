@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from lab import figures, ladder, record
+from lab import figures, ladder, points, record
 from lab import find as parts
 from lab.errors import UserError
 from lab.laws import power
@@ -37,6 +37,7 @@ class Findings(NamedTuple):
     difference: tuple[float, tuple[float, float] | None] | None  # |drift| of standard minus that of mup, and its interval
     floor: tuple[float, float] | None  # least possible loss on this data and its standard error, where a world knows it
     judged: list[dict]  # what judges say of the best trial of each arm and rung: arm, rung, flops and a column a number
+    search: points.Search | None  # of a study at one size whose points lie on no grid; it has no curves, transfers and laws
 
 
 # ---- reading
@@ -45,22 +46,26 @@ class Findings(NamedTuple):
 def find(folder: Path) -> Findings:
     """Read a study's records and fit what they allow."""
     folder, study = Path(folder), record.read_study(folder)
-    lad = ladder.read(folder, ladder.ladder(study))
-    transfers, points, laws, held = {}, {}, {}, {}
+    search = points.read(folder) if points.is_search(study) else None
+    if search is None:
+        lad = ladder.read(folder, ladder.ladder(study))
+    else:
+        lad = ladder.Ladder(study, search.metric, None, search.keys, search.trials, {})
+    transfers, rungs, laws, held = {}, {}, {}, {}
     for arm, c in lad.curves.items():
         t = transfers[arm] = transfer(**c)
         mine = [r for r in lad.trials if r["arm"] == arm and r["flops"] is not None]
         flops = np.array([max(r["flops"] for r in mine if r["rung"] == k) for k in t.rungs])
         best = np.array([o.loss for o in t.optima])
         good = np.isfinite(best)
-        x, y = points[arm] = flops[good], best[good]
+        x, y = rungs[arm] = flops[good], best[good]
         if len(set(x.tolist())) >= 3 and (x > 0).all() and (y > 0).all():
             held[arm] = power.holdout(x, y)
             laws[arm] = held[arm].law
     last = {r["trial"]: r for r in record.finals(folder).to_pylist()}
     return Findings(
-        *(study, lad.metric, lad.over, _kinds(study, lad.trials), lad.trials, lad.curves, transfers, points, laws, held),
-        *(_difference(transfers), floor(study), _judged(study, lad.trials, last)),
+        *(study, lad.metric, lad.over, _kinds(study, lad.trials), lad.trials, lad.curves, transfers, rungs, laws, held),
+        *(_difference(transfers), floor(study), _judged(study, lad.trials, last), search),
     )
 
 
@@ -161,10 +166,14 @@ def _caveats(f: Findings) -> str:
         said.append(f"|drift| of standard minus |drift| of mup: {f.difference[0]:+.2f} octaves{interval(f.difference[1], '+.2f')}.")
     said += _levels(f) + _judgements(f)
     said.append(seeds(f.transfers.values()))
-    left = sum(not r["finished"] for r in f.trials)
-    if left:
-        said.append(f"Unfinished: {left} of {len(f.trials)} trials have not reached their last step.")
-    return " ".join(said)
+    return " ".join(said + _unfinished(f))
+
+
+def _unfinished(f: Findings) -> list[str]:
+    """How many trials are missing or were stopped, where some are."""
+    left, stopped = sum(not r["finished"] for r in f.trials), sum(r["state"] == "stopped" for r in f.trials)
+    said = [f"Unfinished: {left} of {len(f.trials)} trials have not reached their last step."] * bool(left)
+    return said + [f"Halving stopped {stopped} of {len(f.trials)} trials, which have no final loss."] * bool(stopped)
 
 
 def _levels(f: Findings) -> list[str]:
@@ -203,6 +212,8 @@ def conclusion(f: Findings) -> list[str]:
     waiting = {arm: rows for arm, rows in waiting.items() if rows and arm not in f.transfers}
     dead = [arm for arm, rows in waiting.items() if not np.isfinite([r["loss"] for r in rows]).any()]
     lost = [f"{arm}: " + ("every finished trial diverged." if arm in dead else "no size has all trials of a seed yet.") for arm in waiting]
+    if f.search is not None and (arms := points.arms(f.search)):
+        return [*(x for arm in arms for x in points.sentences(f.search, arm)), *_unfinished(f)]
     if not f.transfers:
         return lost or ["No trial has reached its last step, so nothing can be concluded yet."]
     return [*_answers(f), *lost, _caveats(f)]
@@ -276,6 +287,10 @@ def draw(folder: Path, f: Findings) -> dict[str, tuple[Figure, str]]:
     out, rung = {}, ladder.leaf(f.rung)
     for kind, end, of in _by_kind(f):
         out |= {f"{name}{end}": (figure, of + said) for name, (figure, said) in _losses(folder, kind).items()}
+    if f.search is not None and points.arms(f.search):
+        said = f"{f.metric} against each hyperparameter searched. Ring: the best point. Faint: stopped by halving, with the loss at that mark; "
+        said += "what lies far above is not shown. Crosses: diverged."
+        out["search"] = _search(f.search), said
     if f.transfers and _transferable(f):
         said = "An open mark is a bound: an optimum at the edge of the rates tried or beside a diverged trial."
         if any(o.interval for t in f.transfers.values() for o in t.optima):
@@ -288,6 +303,32 @@ def draw(folder: Path, f: Findings) -> dict[str, tuple[Figure, str]]:
     if shown := _samples(folder, f):
         out["samples"] = shown
     return out
+
+
+def _search(search: points.Search) -> Figure:
+    """Loss against each hyperparameter searched, a panel a key; the axis goes a little above what finished."""
+    figure = Figure(figsize=(2.7 * len(search.keys) + 0.6, 2.9))
+    bests = [points.best(search, arm).point for arm in points.arms(search)]
+    shown = sorted(p.loss for p in search.points if p.state == "done")
+    low, high = shown[0], shown[-1] if len(shown) > 1 else shown[0] * 1.1
+    looks = {"done": dict(marker="o", color="#0072B2"), "stopped": dict(marker="o", color="#0072B2", alpha=0.25)}
+    for ax, key in zip(figure.subplots(1, len(search.keys), sharey=True, squeeze=False)[0], search.keys, strict=True):
+        numbers = [p.values[key] for p in search.points]
+        if all(isinstance(v, int | float) and v > 0 for v in numbers) and max(numbers) > 20 * min(numbers):
+            ax.set_xscale("log", base=2)
+        elif not all(isinstance(v, int | float) for v in numbers):
+            ax.set_xticks(range(len(names := sorted(set(map(str, numbers))))), names)
+            numbers = [names.index(str(v)) for v in numbers]
+        for p, x in zip(search.points, numbers, strict=True):
+            if p.state in looks:
+                ax.plot(x, p.loss, ls="", ms=3.8, zorder=2 + (p.state == "done"), **looks[p.state])
+            elif p.state == "diverged":
+                ax.plot(x, 0.985, "x", ms=4.5, mew=1.3, color="0.5", transform=ax.get_xaxis_transform())
+            if p in bests:
+                ax.plot(x, p.loss, "o", ms=9, mfc="none", mec="#D55E00", mew=1.4, zorder=4)
+        ax.set(xlabel=ladder.leaf(key), ylim=(low - 0.15 * (high - low), high + 0.8 * (high - low)))
+    figure.axes[0].set_ylabel(search.metric)
+    return figure
 
 
 def _by_kind(f: Findings) -> list[tuple[Findings, str, str]]:
@@ -337,7 +378,10 @@ def _bounds(name: str, pair: tuple[float, float] | None, scale: float = 1.0) -> 
 
 def tables(folder: Path, f: Findings) -> dict[str, list[dict[str, Any]]]:
     """The tables of the report by name, each a list of rows."""
-    rung, out = ladder.leaf(f.rung), {"transfer": [], "optima": [], "laws": [], "run_times": [], "judges": [], "trials": []}
+    rung, out = (
+        ladder.leaf(f.rung),
+        {"search": [], "importance": [], "transfer": [], "optima": [], "laws": [], "run_times": [], "judges": [], "trials": []},
+    )
     for arm, t in f.transfers.items():
         for r, o in zip(t.rungs, t.optima, strict=True):
             gone = sum(x["state"] == "diverged" for x in f.trials if x["arm"] == arm and x["rung"] == r)
@@ -354,6 +398,11 @@ def tables(folder: Path, f: Findings) -> dict[str, list[dict[str, Any]]]:
             r = rule(t)
             row |= {"law_error_octaves": r.error, "largest_from_law_octaves": r.forecast, "robustness_exponent": r.exponent}
             out["transfer"].append(row | {"rungs": len(t.rungs), "seeds": t.seeds[0], "most_seeds": t.seeds[1]})
+    if f.search is not None:
+        out["search"] = points.table(f.search)
+        for arm in points.arms(f.search):
+            for key, (share, *bounds) in points.importance(f.search, arm).items():
+                out["importance"].append({"arm": arm, "key": key, "explains": share} | _bounds("explains", tuple(bounds)))
     for arm, h in f.held.items():
         row = {"arm": arm, "rungs_fitted": len(f.points[arm][0]) - 1} | h.law._asdict()
         out["laws"].append(row | {"forecast": h.predicted, "measured": h.measured, "error_percent": 100 * h.error})
@@ -374,6 +423,8 @@ def tables(folder: Path, f: Findings) -> dict[str, list[dict[str, Any]]]:
 
 
 TITLES = {
+    "search": f"The best {points.TOP} points",
+    "importance": "Share of the ranks of the loss that a parabola in one hyperparameter explains",
     "transfer": "Transfer over the ladder",
     "optima": "Optima",
     "laws": "Power laws, judged on the largest size",
@@ -413,7 +464,7 @@ def _facts(folder: Path, f: Findings) -> dict[str, str]:
     """What was run, on what, and how its numbers are to be read."""
     s, config = f.study, f.study["config"]
     cards = [record.read_json(p) for n in s["populations"] if (p := folder / n / "card.json").exists()]
-    counts = {k: sum(r["state"] == k for r in f.trials) for k in ("done", "diverged", "running", "interrupted", "missing")}
+    counts = {k: sum(r["state"] == k for r in f.trials) for k in record.STATES}
     sizes = "x".join(str(n) for n in s["data"].get("image", ()))
     data = f"{config['data']['name']}: {s['data']['examples']:,} training and {s['data']['eval_examples']:,} held-out examples"
     facts = {
@@ -432,6 +483,8 @@ def _facts(folder: Path, f: Findings) -> dict[str, str]:
 
 
 def _method(f: Findings) -> str:
+    if f.search is not None:
+        return "the point of least mean loss among those with the most seeds; what ties with it by Student's t, pooled noise and Bonferroni (docs/tuning.md)"
     if all(t.fit is None for t in f.transfers.values()):
         return "lowest point of Akima's interpolant between the neighbours of the best rate tried, in log2 learning rate"
     return (

@@ -3,12 +3,15 @@
 import hashlib
 import importlib.metadata
 import importlib.util
+import inspect
+import itertools
 import json
+import math
 import os
 import re
 import subprocess
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,8 +58,11 @@ DEFAULTS = {
     # judges by name (lab/evals), on n samples of every trial at its last step and, with every > 0, along the way
     "judge": {"names": (), "every": 0, "n": 256, "options": {}},
     # not part of a trial's identity: where and how it runs. chunk: most trials in one program, 0 for what memory allows;
-    # workers: processes that read data which memory cannot hold, 0 for threads
-    "run": {"mesh": {}, "rules": {"batch": "data"}, "chunk": 0, "checkpoint_seconds": 60.0, "data_dir": "data", "workers": 0},
+    # workers: processes that read data which memory cannot hold, 0 for threads; halving: after these shares of the steps, which share goes on
+    "run": {
+        **{"mesh": {}, "rules": {"batch": "data"}, "chunk": 0, "checkpoint_seconds": 60.0, "data_dir": "data", "workers": 0},
+        "halving": {"at": (), "keep": 0.5},
+    },
 }
 # sections with keys of their own
 OPEN = ("model", "base", "objective", "data", "optim", "sample.options", "judge.options", "run.mesh", "run.rules")
@@ -85,6 +91,7 @@ class Experiment(NamedTuple):
     points: list[dict[str, Any]]
     swept: list[str]
     sections: list[str]  # of SECTIONS, those that the sweep sets whole
+    ask: Callable[[list[dict]], "Experiment"] | None = None  # of a history, where the sweep takes one: with the points that it then yields
 
 
 def load(path: str, overrides: Iterable[str] = ()) -> Experiment:
@@ -98,17 +105,40 @@ def load(path: str, overrides: Iterable[str] = ()) -> Experiment:
         raise unknown("experiment file", path, near) if near else UserError(f"experiment file {path!r} does not exist")
     spec = importlib.util.spec_from_file_location("lab_experiment", file)
     module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
-            raise UserError(f"experiment file {path!r} has no function get_config(); expected one that returns a ConfigDict")
-        given = module.get_config()
-        points = list(module.sweep()) if hasattr(module, "sweep") else [{}]
-    except UserError:
-        raise
-    except Exception as e:
-        raise UserError(f"experiment file {path!r} fails: {type(e).__name__}: {str(e).splitlines()[0]}") from e
-    config = _complete(given)
+
+    def called(f: Callable) -> Any:
+        try:
+            return f()
+        except UserError:
+            raise
+        except Exception as e:
+            raise UserError(f"experiment file {path!r} fails: {type(e).__name__}: {str(e).splitlines()[0]}") from e
+
+    called(lambda: spec.loader.exec_module(module))
+    if not hasattr(module, "get_config"):
+        raise UserError(f"experiment file {path!r} has no function get_config(); expected one that returns a ConfigDict")
+    config = _complete(called(module.get_config))
+    sweep = getattr(module, "sweep", lambda: [{}])
+    rounds = any(p.default is p.empty for p in inspect.signature(sweep).parameters.values())
+    text, asked = file.read_text(), _override(config, overrides)
+
+    def at(history: list[dict]) -> Experiment:
+        points = called(lambda: list(sweep(history) if rounds else sweep()))
+        sections = _check_points(config, points)
+        points = [_flatten(p) for p in points]
+        swept = sorted({k for p in points for k in p})
+        for key in [k for k in asked if k in swept]:
+            value, have = _flatten(config.to_dict())[key], sorted({p[key] for p in points if key in p})
+            points = [p for p in points if p.get(key) == value]
+            if not points and not history:
+                raise UserError(f"config key {key}={value} is swept and not among its points: {', '.join(map(repr, have))}")
+        return Experiment(file.stem, (module.__doc__ or "").strip(), text, config, points, swept, sections, at if rounds else None)
+
+    return at([])
+
+
+def _check_points(config: ConfigDict, points: list[dict]) -> list[str]:
+    """The sections that points set whole; UserError for a key that cannot be swept."""
     flat = _flatten(config.to_dict())
     sections = {k for p in points for k, v in p.items() if isinstance(v, dict)}
     for key in sorted({k for p in points for k in p}):
@@ -116,11 +146,7 @@ def load(path: str, overrides: Iterable[str] = ()) -> Experiment:
             raise unknown("swept key", key, flat)
     if odd := sorted(sections - set(SECTIONS)):
         raise UserError(f"swept key {odd[0]!r} is a section that cannot be swept whole; expected one of: {', '.join(SECTIONS)}")
-    points = [_flatten(p) for p in points]
-    swept = sorted({k for p in points for k in p})
-    points = _apply(config, overrides, points, swept)
-    text = file.read_text()
-    return Experiment(file.stem, (module.__doc__ or "").strip(), text, config, points, swept, sorted(sections))
+    return sorted(sections)
 
 
 def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
@@ -180,8 +206,37 @@ def _counts(config: dict) -> None:
             raise UserError(f"config key {key}={config[section][leaf]} must be at least 1")
 
 
-def _apply(config: ConfigDict, overrides: Iterable[str], points: list[dict], swept: list[str]) -> list[dict]:
-    """Apply overrides through ml_collections' own flag parser, one at a time so that an error names its key."""
+def marks(config: dict) -> list[int]:
+    """The steps after which halving looks at a config's trials, rising; UserError for shares that give none such, or keep nothing or all."""
+    halving, steps = config["run"]["halving"], config["train"]["steps"]
+    at, keep = halving["at"], halving["keep"]
+    if not all(isinstance(a, float) and 0 < a < 1 for a in at) or sorted(set(at)) != list(at):
+        raise UserError(f"config key run.halving.at={at!r} must be rising shares of train.steps between 0 and 1, such as (0.25, 0.5)")
+    if not 0 < keep < 1:
+        raise UserError(f"config key run.halving.keep={keep} must be a share between 0 and 1 of the points that go on, such as 0.5")
+    found = [round(a * steps) for a in at]
+    if len({0, *found, steps}) < len(found) + 2:
+        raise UserError(f"config key run.halving.at={at!r} gives steps {found} of train.steps={steps}; expected different ones in between")
+    return found
+
+
+def going_on(points: int, keep: float) -> int:
+    """How many of an arm's points halving lets go on: the share `keep` rounded up, so that one always does."""
+    return max(1, math.ceil(keep * points - 1e-9))
+
+
+def halved(points: int, config: dict) -> float:
+    """The share of the training of `points` points of an arm that halving leaves where none diverges."""
+    steps, keep, n = config["train"]["steps"], config["run"]["halving"]["keep"], points
+    total, ends = 0, [0, *marks(config), steps]
+    for start, until in itertools.pairwise(ends):
+        total, n = total + n * (until - start), going_on(n, keep)
+    return total / (points * steps)
+
+
+def _override(config: ConfigDict, overrides: Iterable[str]) -> list[str]:
+    """Apply overrides through ml_collections' own flag parser, one at a time so that an error names its key; returns the keys."""
+    keys = []
     for text in overrides:
         key, _, value = text.removeprefix("--config.").partition("=")
         flat = _flatten(config.to_dict())
@@ -194,13 +249,8 @@ def _apply(config: ConfigDict, overrides: Iterable[str], points: list[dict], swe
         except Exception as e:
             kind = type(flat[key]).__name__
             raise UserError(f"config key {key}={value!r} is not valid; expected {kind} such as {flat[key]!r}") from e
-        if key in swept:
-            new = _flatten(config.to_dict())[key]
-            have = sorted({p[key] for p in points if key in p})
-            points = [p for p in points if p.get(key) == new]
-            if not points:
-                raise UserError(f"config key {key}={value} is swept and not among its points: {', '.join(map(repr, have))}")
-    return points
+        keys.append(key)
+    return keys
 
 
 def expand(experiment: Experiment, data_print: str) -> list[Trial]:
@@ -210,6 +260,7 @@ def expand(experiment: Experiment, data_print: str) -> list[Trial]:
         full = _at(experiment.config.to_dict(), point, experiment.sections)
         arm = point.get("arm") or " ".join([full["parametrization"]["name"], *[find.stem(point[k]) for k in ("optim.name",) if k in point]])
         _counts(full)
+        marks(full)
         check_optim(full["optim"], DEFAULTS["optim"])
         parametrization.table(**full["parametrization"])  # rules are checked before anything is traced
         populations.peak(full)
@@ -304,6 +355,10 @@ def _fitting(trial: Trial, dims: dict[str, int]) -> int:
     return max(1, int(total / 2 / one))
 
 
+def _tag(trials: list[Trial]) -> str:
+    return hashlib.sha256("".join(sorted(t.id for t in trials)).encode()).hexdigest()[:8]
+
+
 def check_ladder(rungs: list[tuple[Any, Dims]]) -> None:
     """UserError where an axis differs between rungs of one model without a base: its weights would be scaled by no rule."""
     for kind in dict.fromkeys(type(m) for m, _ in rungs):
@@ -360,9 +415,17 @@ class Study:
         self.print = self.train.info["fingerprint"]
         self.trials = {t.id: t for t in expand(experiment, self.print)}
         self.known: dict = {}
+        self._each: dict[str, float] = {}  # FLOPs of an example of each shape
         if folder is not None and (folder / "study.json").exists():
             self.known = record.read_study(folder)
             self._check_same()
+        self._pack()
+
+    def _pack(self) -> None:
+        """Packs of all trials, and what study.json says of halving: of which bracket and rung a pack is, and which trials are stopped."""
+        pops, known = self.known.get("populations", {}), self.known.get("trials", {})
+        self.halving = {n: p["halving"] for n, p in pops.items() if "halving" in p}
+        self.stopped = {i: t["stopped"] for i, t in known.items() if "stopped" in t}
         self.packs = self._packs()
         programs = [populations.build(p[0].config, self.train.dims) for p in self.packs.values()]
         several = len({type(p.objective) for p in programs}) > 1
@@ -387,17 +450,42 @@ class Study:
 
     def _packs(self) -> dict[str, list[Trial]]:
         """Populations of the folder that hold a wanted trial, as they were packed, and new ones for the rest."""
-        packs, left = {}, dict(self.trials)
-        for name, pop in self.known.get("populations", {}).items():
-            if not any(i in self.trials for i in pop["trials"]):
-                continue
-            packs[name] = [self.trials.get(i) or self._old(i) for i in pop["trials"]]
-            for i in pop["trials"]:
-                left.pop(i, None)
-        for group in pack(list(left.values()), self.train.dims):
-            tag = hashlib.sha256("".join(sorted(t.id for t in group)).encode()).hexdigest()[:8]
-            packs[re.sub(r"[^\w.+-]+", "_", "-".join([*(f"{k}{v}" for k, v in self._moved(group)), tag]))] = group  # a value may be a path
+        packs, left, pops = {}, dict(self.trials), self.known.get("populations", {})
+        held = {n for n, pop in pops.items() if any(i in self.trials for i in pop["trials"])}
+        brackets = {self.halving[n]["bracket"] for n in held if n in self.halving}  # a bracket is judged whole
+        for name, pop in pops.items():
+            if name in held or (name in self.halving and self.halving[name]["bracket"] in brackets):
+                packs[name] = [self.trials.get(i) or self._old(i) for i in pop["trials"]]
+                for i in pop["trials"]:
+                    left.pop(i, None)
+        entered, whole = self._entered(list(left.values()))
+        for group in pack(whole, self.train.dims):
+            packs[self._name(group)] = group
+        for group in pack(entered, self.train.dims):
+            name, c, shape = self._name(group), group[0].config, shape_key(group[0])
+            packs[name] = group
+            bracket = _tag([t for t in entered if shape_key(t) == shape])
+            self.halving[name] = {"bracket": bracket, "marks": marks(c), "keep": c["run"]["halving"]["keep"], "rung": 0}
         return packs
+
+    def _entered(self, left: list[Trial]) -> tuple[list[Trial], list[Trial]]:
+        """New trials that halving looks at, and those that train whole: where there is none, or their point has come through on other seeds."""
+        if not any(marks(t.config) for t in left):
+            return [], left
+        states = record.status(self.folder) if self.known else {}
+        through = {self._point(self.trials.get(i) or self._old(i)) for i, s in states.items() if s == "done"}
+        sides: tuple[list[Trial], list[Trial]] = ([], [])
+        for t in left:
+            sides[not marks(t.config) or self._point(t) in through].append(t)
+        return sides
+
+    def _point(self, trial: Trial) -> str:
+        """Equal for trials that differ in their seed alone."""
+        return identity({**trial.config, "seed": 0}, self.print)
+
+    def _name(self, group: list[Trial]) -> str:
+        """The name of a new population: what its shape has of its own, and a hash of its trials; a value may be a path."""
+        return re.sub(r"[^\w.+-]+", "_", "-".join([*(f"{k}{v}" for k, v in self._moved(group)), _tag(group)]))
 
     def _moved(self, group: list[Trial]) -> list[tuple[str, Any]]:
         """What the sweep set for a population and what is not traced; where it sets whole sections, the arm and what varies within it."""
@@ -421,9 +509,11 @@ class Study:
         trials, pops = self.known.get("trials", {}), self.known.get("populations", {})
         for name, group in self.packs.items():
             pops[name] = {"trials": [t.id for t in group], "chunk": len(group)}
+            pops[name] |= {"halving": self.halving[name]} if name in self.halving else {}
             for t in group:
                 about = {"arm": t.arm, "seed": t.config["seed"], "steps": t.config["train"]["steps"]}
                 trials[t.id] = {**about, "point": t.point, "population": name}
+                trials[t.id] |= {"stopped": self.stopped[t.id]} if t.id in self.stopped else {}
         e = self.experiment
         return {
             **{"schema": record.SCHEMA, "name": e.name, "question": e.question, "experiment": e.text},
@@ -444,16 +534,18 @@ class Study:
         return jax.tree.map(lambda x: x[0], held_out(_small(self.config, 2), self.held))
 
     def work(self) -> dict[str, float]:
-        """FLOPs of each population."""
+        """FLOPs of each population, with all of its trials trained to their last step."""
         out = {}
         for name, group in self.packs.items():
-            c = group[0].config
-            per = populations.flops_per_example(populations.build(c, self.train.dims), held_out(_small(c, 1), self.held))
-            out[name] = per * c["train"]["batch"] * c["train"]["steps"] * len(group)
+            c, shape = group[0].config, shape_key(group[0])
+            if shape not in self._each:
+                program = populations.build(c, self.train.dims)
+                self._each[shape] = populations.flops_per_example(program, held_out(_small(c, 1), self.held))
+            out[name] = self._each[shape] * c["train"]["batch"] * c["train"]["steps"] * len(group)
         return out
 
     def run(self, interrupt: populations.Interrupt) -> Path:
-        """Train what is not done yet, in order of cost; returns the folder. Raises Preempted when asked to stop."""
+        """Train what is not done yet, rung by rung and round by round; returns the folder. Raises Preempted when asked to stop."""
         folder = self.folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -462,26 +554,135 @@ class Study:
         except OSError as e:
             raise UserError(f"--workdir: folder {str(folder)!r} cannot be written ({e.strerror}); choose another --workdir") from e
         with record.Lock(folder):
-            record.write_json(folder / "study.json", self.describe())
-            work = self.work()
-            steps = {n: g[0].config["train"]["steps"] for n, g in self.packs.items()}
-            labels = {n: self._label(n, g) for n, g in self.packs.items()}
-            done = {n for n in self.packs if record.finished(folder / n)}
-            left = done != set(self.packs)
-            judges = open_judges(self.config["judge"], self.held, self.train) if left else {}
-            source = Decoded(self.train) if left else None
-            # small models reach a lower FLOP rate, about as FLOPs^1/3 on a CPU, so time grows as FLOPs^2/3
-            effort = {n: w ** (2 / 3) for n, w in work.items()}
-            with Progress(self.experiment.name, effort, steps, labels) as progress:
-                for name in done:
-                    progress.skip(name, "done before", steps[name])
-                for name in sorted(set(self.packs) - done, key=work.get):
-                    pop = Population(self.packs[name], source, held_out(self.packs[name][0].config, self.held))
-                    self._card(folder / name, pop)
-                    populations.run(folder / name, name, pop, source, pop.judging(judges, self.held), progress, interrupt)
-                    del pop
-                self._samples(folder, progress)
-        return folder
+            opened = None
+            while True:
+                self._write()
+                if opened is None and not all(record.finished(folder / n) for n in self.packs):
+                    opened = open_judges(self.config["judge"], self.held, self.train), Decoded(self.train)
+                with self._progress() as progress:
+                    self._train(opened, progress, interrupt)
+                    if not self._promote() and not self._more():
+                        self._samples(folder, progress)
+                        return folder
+
+    def _write(self) -> None:
+        """study.json as the study now stands, and what it says."""
+        record.write_json(self.folder / "study.json", self.describe())
+        self.known = record.read_study(self.folder)
+
+    def left(self) -> float:
+        """The share of its FLOPs that halving leaves of a study that has not begun, where no trial diverges."""
+        work, points, kept = self.work(), {}, 0.0
+        for name, h in self.halving.items():
+            for t in self.packs[name]:
+                points.setdefault((h["bracket"], t.arm), set()).add(self._point(t))
+        for name, group in self.packs.items():
+            for t in group:
+                team = points.get((self.halving[name]["bracket"], t.arm)) if name in self.halving else None
+                kept += work[name] / len(group) * (halved(len(team), t.config) if team else 1.0)
+        return kept / sum(work.values())
+
+    def _progress(self) -> Progress:
+        """Progress of all populations so far, each to the step it is to reach."""
+        steps = {n: self._ends(n)[-1] for n in self.packs}
+        # small models reach a lower FLOP rate, about as FLOPs^1/3 on a CPU, so time grows as FLOPs^2/3
+        effort = {n: w ** (2 / 3) * steps[n] / self.packs[n][0].config["train"]["steps"] for n, w in self.work().items()}
+        return Progress(self.experiment.name, effort, steps, {n: self._label(n, g) for n, g in self.packs.items()})
+
+    def _train(self, opened: Any, progress: Progress, interrupt: populations.Interrupt) -> None:
+        """Train the populations that are not done, in order of cost; `opened` are judges and the source in memory."""
+        done = {n for n in self.packs if record.finished(self.folder / n)}
+        for name in done:
+            progress.skip(name, "done before", progress.steps[name])
+        for name in sorted(set(self.packs) - done, key=progress.work.get):
+            judges, source = opened
+            pop = Population(self.packs[name], source, held_out(self.packs[name][0].config, self.held))
+            self._card(self.folder / name, pop)
+            judging, span = pop.judging(judges, self.held), self._span(name, pop)
+            populations.run(self.folder / name, name, pop, source, judging, progress, interrupt, span)
+
+    def _ends(self, name: str) -> list[int]:
+        """The step that a population begins at and the one it trains to."""
+        steps, halving = self.packs[name][0].config["train"]["steps"], self.halving.get(name, {"marks": [], "rung": 0})
+        return [0, *halving["marks"], steps][halving["rung"] :][:2]
+
+    def _rung(self, bracket: str, rung: int) -> list[str]:
+        """The populations of one rung of a bracket."""
+        return [n for n in self.packs if n in self.halving and (self.halving[n]["bracket"], self.halving[n]["rung"]) == (bracket, rung)]
+
+    def _span(self, name: str, pop: Population) -> populations.Span:
+        """The steps of a population, and where the states of its trials are when it begins."""
+        start, until = self._ends(name)
+        if not start:
+            return populations.Span(start, until)
+        mine, parts = {t.id for t in self.packs[name]}, []
+        for before in self._rung(self.halving[name]["bracket"], self.halving[name]["rung"] - 1):
+            rows = [i for i, t in enumerate(self.packs[before]) if t.id in mine]
+            parts += [(self.folder / before, len(self.packs[before]), rows)] * bool(rows)
+        return populations.Span(start, until, lambda: populations.gathered(pop.shapes(), start, parts))
+
+    def _promote(self) -> bool:
+        """Stop what is not among the best of each bracket's last rung, and pack the rest anew; whether there is any."""
+        more = False
+        for bracket in dict.fromkeys(self.halving[n]["bracket"] for n in self.packs if n in self.halving):
+            rung = max(h["rung"] for n, h in self.halving.items() if n in self.packs and h["bracket"] == bracket)
+            for name in [n for r in range(rung) for n in self._rung(bracket, r)]:
+                populations.remove_checkpoints(self.folder / name)
+            names = self._rung(bracket, rung)
+            halving = self.halving[names[0]]
+            if rung == len(halving["marks"]):
+                continue
+            best, stopped = self._best(names)
+            self.stopped |= stopped
+            if not best:  # every point has a seed that diverged
+                self._write()
+                for name in names:
+                    populations.remove_checkpoints(self.folder / name)
+            for group in pack(best, self.train.dims):
+                name = f"{self._name(group)}-rung{rung + 1}"
+                self.packs[name], self.halving[name], more = group, halving | {"rung": rung + 1}, True
+        return more
+
+    def _best(self, names: list[str]) -> tuple[list[Trial], dict[str, int]]:
+        """Of the trials of one rung, those whose points are among the best of their arm, and {trial: step} of those that are neither they nor diverged.
+
+        A point's loss is the mean over its seeds; where one diverged it has none.
+        """
+        until, keep, metric = self._ends(names[0])[1], self.halving[names[0]]["keep"], self.config["eval"]["metric"]
+        rows = {r["trial"]: r for n in names for r in record.read_rows(self.folder / n).to_pylist() if r["step"] == until}
+        trials, arms = [t for n in names for t in self.packs[n]], {}
+        for t in trials:
+            arms.setdefault(t.arm, {}).setdefault(self._point(t), []).append(t)
+        on: set[str] = set()
+        for points in arms.values():
+            losses = {p: [rows[t.id][metric] for t in ts] for p, ts in points.items()}
+            mean = {p: np.inf if None in v else float(np.mean(v)) for p, v in losses.items()}
+            n = going_on(len(points), keep)
+            on |= {t.id for p in sorted(points, key=mean.get)[:n] if np.isfinite(mean[p]) for t in points[p]}
+        return [t for t in trials if t.id in on], {t.id: until for t in trials if t.id not in on and not rows[t.id]["diverged"]}
+
+    def history(self) -> list[dict]:
+        """What has become of the trials so far, in the order of the sweep, as a `sweep(history)` is told it (lab/search.py)."""
+        states, metric, out = record.status(self.folder), self.config["eval"]["metric"], []
+        ends = {r["trial"]: r for r in record.ends(self.folder).to_pylist()}
+        for t in self.trials.values():
+            loss = ends[t.id][metric]
+            about = {"point": dict(t.point), "seed": t.config["seed"], "arm": t.arm, "loss": loss, "step": ends[t.id]["step"]}
+            out.append(about | {"state": "diverged" if loss is None else states[t.id]})
+        return out
+
+    def _more(self) -> bool:
+        """Ask the sweep for the trials of another round, and pack them; whether there are any."""
+        if self.experiment.ask is None:
+            return False
+        asked = self.experiment.ask(self.history())
+        new = {t.id: t for t in expand(asked, self.print) if t.id not in self.trials}
+        whole = {k: sorted({*getattr(self.experiment, k), *getattr(asked, k)}) for k in ("swept", "sections")}
+        self.experiment = asked._replace(**whole)
+        self.trials |= new
+        if new:
+            self._pack()
+        return bool(new)
 
     def _card(self, folder: Path, pop: Population) -> None:
         folder.mkdir(exist_ok=True)
@@ -602,7 +803,9 @@ def restored(folder: Path, trial: str = "") -> Restored:
             raise unknown("trial", trial, about["trials"])
         name = about["trials"][trial]["population"]
         if name not in kept_in:
-            raise UserError(f"trial {trial!r} has no weights: its population {name!r} is not done, or every trial of it diverged")
+            raise UserError(
+                f"trial {trial!r} has no weights: its population {name!r} is not done, every trial of it diverged, or halving stopped it"
+            )
     config = _since(record.read_json(folder / name / "config.json"))
     jax.config.update("jax_default_matmul_precision", config["train"]["precision"])
     program = populations.build(config, sizes(about["data"]))
@@ -673,6 +876,14 @@ def about_data(folder: Path, train: Any, held: Any, n: int, before: dict) -> dic
         np.savez_compressed(temporary, **features)
         temporary.rename(folder / PROMPTS)
     return told | {"prompts": {k: np.asarray(v).tolist() for k, v in found.items()}}
+
+
+def counted(folder: Path, config: dict) -> tuple[float, int]:
+    """FLOPs of a training example of a config on a study's data, and its parameters; UserError where the data is not at hand."""
+    train, held = sources(folder)
+    program = populations.build(config, train.dims)
+    per = populations.flops_per_example(program, held_out(_small(config, 1), held))
+    return per, sum(cost.parameters(program.model).values())
 
 
 def prompts(source: Any, n: int) -> dict[str, Any]:

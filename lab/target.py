@@ -1,16 +1,17 @@
 """The experiment file of a big run: the values tuned on a study's ladder, by which rule each goes on to its size, and what tuning cost.
 
-No jax here: sizes, parameters and FLOPs come from the records.
+No jax here: sizes, parameters and FLOPs come from the records. Of a search at one size they do not tell the big run's, so that is asked for.
 """
 
 import json
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lab import ladder
+from lab import ladder, points, rates
 from lab.errors import UserError, unknown
 from lab.laws.optimum import quantiles
 from lab.laws.transfer import DRIFTS, LEVEL, TRANSFERS, Transfer, combined, line, octaves
@@ -24,7 +25,7 @@ class Value(NamedTuple):
     why: str
 
 
-def write(folder: Path, told: Told, to: dict[str, Any], arm: str, out: Path) -> str:
+def write(told: Told, to: dict[str, Any], arm: str, out: Path) -> str:
     """Write the experiment file of the run `to` (dotted keys) to `out`; returns what it holds, in a few lines.
 
     Raises:
@@ -45,13 +46,111 @@ def write(folder: Path, told: Told, to: dict[str, Any], arm: str, out: Path) -> 
     cost = tuning(lad, arm, config, rung)
     if other := [k for k in to if k.startswith("model.") and k != lad.over]:
         cost.append(f"{', '.join(other)} changes the size too, which these numbers do not count")
-    text = _file(folder, lad, arm, config, values, cost, rung)
+    name, covered = ladder.leaf(lad.over), ladder.leaf(lad.over) in config["base"]
+    rules = [_base(lad.study, arm, config)]
+    rules += [f"{lad.over} has no base, so no rule moves anything with it but what was measured"] * (not covered)
+    rules += [f"{k} = {2.0**v.log2:.4g} = 2^{v.log2:.2f}: {v.why}" for k, v in values.items()]
+    _save(out, f"Does what was tuned in {lad.study['name']} hold at {name} {rung:g}?", [*rules, *cost], config)
+    return "\n".join([*(f"{k} = {2.0**v.log2:.4g}: {v.why}" for k, v in values.items()), *cost, f"experiment: {out}"])
+
+
+def carry(search: points.Search, to: dict[str, Any], arm: str, out: Path, size: Callable[[dict], tuple[float, int]]) -> str:
+    """`write` of a search at one size: its best point, which the parametrization's rule alone carries over.
+
+    `size(config)` gives the FLOPs of a training example and the parameters; where it cannot, its UserError is told in the place of the cost.
+
+    Raises:
+      UserError: as `write`, or no arm has a point that is finished.
+    """
+    known = points.arms(search)
+    if arm and arm not in known:
+        raise unknown("--arm", arm, known)
+    if not known:
+        raise UserError("no point of the search has reached its last step, so there is nothing to go on with")
+    if not arm and len(known) > 1 and "mup" not in known:
+        raise UserError(f"--arm: which arm is to go on? expected one of: {', '.join(known)}")
+    arm = arm or ("mup" if "mup" in known else known[0])
+    best = points.best(search, arm).point
+    mine = [r for r in search.trials if r["arm"] == arm]
+    trial = next(r["trial"] for r in mine if all(ladder.value(search.study, r["trial"], k) == v for k, v in best.values.items()))
+    config = config_of(search.study, trial)
+    for key, value in to.items():
+        _put(config, key, value)
+    sized = [k for k in to if k.startswith("model.")]
+    rules = [_base(search.study, arm, config), *points.sentences(search, arm)]
+    if loose := [k for k in sized if ladder.leaf(k) not in config["base"]]:
+        rules.append(f"{', '.join(loose)}: no base, so no rule carries anything over it")
+    rules += [
+        f"{k} = {v:.4g}: {_by_rule(k, config, to)}" if type(v) is float else f"{k} = {v}: {_by_rule(k, config, to)}"
+        for k, v in best.values.items()
+    ]
+    rules.append("carried by rule alone, as one size measures no drift: a few trials at a second size would (`lab transfer` of those)")
+    cost = _cost(mine, config, size)
+    where = ", ".join(f"{ladder.leaf(k)} {v}" for k, v in to.items())
+    _save(out, f"Does the best of the search {search.study['name']} hold at {where}?", [*rules, *cost], config)
+    return "\n".join([*rules[1:], *cost, f"experiment: {out}"])
+
+
+# of older studies, whose configs lack the section
+NO_RULE = {"batch_rule": "none", "base_batch": 0, "horizon_rule": "none", "base_steps": 0}
+
+
+def _by_rule(key: str, config: dict, to: dict[str, Any]) -> str:
+    """How a hyperparameter goes on to the big run, by the parametrization's rules."""
+    p, t, section = {"decay": "constant", "eps": "scaled", **config["parametrization"]}, config["train"], key.partition(".")[0]
+    moved = {"train.batch", "train.steps"} & set(to)
+    if key == "optim.lr":
+        if p["name"] == "standard":
+            said = "the standard rule has one rate for all weights at every size, whatever is best there: tune it anew"
+        else:
+            said = f"parametrization {p['name']} makes each weight's own step of it by the weight's arrow; the number stays"
+        if moved:
+            rule = NO_RULE | config.get("transfer", {})
+            factor = rates.factor(rule, t["batch"], t["steps"])
+            told = f"times {factor:.3g}, by transfer.batch_rule {rule['batch_rule']}, horizon_rule {rule['horizon_rule']}"
+            said += f"; {told}" if factor != 1 else f"; no rule of `transfer` moves it with {' and '.join(sorted(moved))}"
+        return said
+    rules = {
+        "optim.weight_decay": f"by parametrization.decay {p['decay']}, which says how its product with a weight's step goes with size; the number stays",
+        "optim.eps": f"by parametrization.eps {p['eps']}; the number stays",
+        "optim.clip": "it sees gradients of the size expected at the base, so the number stays",
+    }
+    said = rules.get(key, "no rule moves it with size" if section == "optim" else "as it was searched; no rule moves it")
+    return said + f"; nor is it tuned for another {' or '.join(k.partition('.')[2] for k in sorted(moved))}" * bool(moved)
+
+
+def _cost(trials: list[dict], config: dict, size: Callable[[dict], tuple[float, int]]) -> list[str]:
+    """What trials took beside one run of `config`; those that halving stopped or that diverged count by what they took."""
+    mine, examples = [r for r in trials if r["finished"] and r["flops"]], config["train"]["batch"] * config["train"]["steps"]
+    flops, product = sum(r["flops"] for r in mine), sum(r["parameters"] * r["examples"] for r in mine)
+    stopped = sum(r["state"] == "stopped" for r in mine)
+    said = f"tuning cost, all {len(mine)} trials" + f", {stopped} of them stopped early" * bool(stopped)
+    try:
+        each, parameters = size(config)
+    except UserError as e:
+        return [f"{said}: {flops:.3g} FLOPs; what the big run takes is not known here ({e})"]
+    big = f"the big run: {each * examples:.3g} FLOPs, {parameters:,} parameters, {examples:,} examples"
+    return [
+        f"{said}: {flops / (each * examples):.2%} of the big run's FLOPs; R S B T / (S B T) = {product / (parameters * examples):.2%}",
+        big,
+    ]
+
+
+def _base(study: dict, arm: str, config: dict) -> str:
+    known = ", ".join(f"{k} {v}" for k, v in config["base"].items())
+    rule = config["parametrization"]["name"]
+    return f"arm {arm} of study {study['name']}; parametrization {rule}, which scales every weight from the base ({known or 'none'})"
+
+
+def _save(out: Path, question: str, told: list[str], config: dict) -> None:
+    """Write an experiment file; UserError where that cannot be."""
+    last = "regularisation (label_drop, weight decay, dropout) and the data's epochs are not tuned by transfer: look at them anew"
+    text = _file(question, [*told, last], config)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text)
     except OSError as e:
         raise UserError(f"--out={str(out)!r} cannot be written ({e.strerror}); expected a path such as big.py") from e
-    return "\n".join([*(f"{k} = {2.0**v.log2:.4g}: {v.why}" for k, v in values.items()), *cost, f"experiment: {out}"])
 
 
 def _arm(told: Told, arm: str) -> str:
@@ -159,22 +258,10 @@ def _carried(x: np.ndarray, y: np.ndarray, to: float) -> float:
     return value
 
 
-def _file(folder: Path, lad: ladder.Ladder, arm: str, config: dict, values: dict[str, Value], cost: list[str], rung: float) -> str:
-    name, study = ladder.leaf(lad.over), lad.study["name"]
-    rule, base = config["parametrization"]["name"], config["base"]
-    known = ", ".join(f"{k} {v}" for k, v in base.items())
-    covered = ladder.leaf(lad.over) in base
-    rules = [f"arm {arm} of study {study}; parametrization {rule}, which scales every weight from the base ({known or 'none'})"]
-    if not covered:
-        rules.append(f"{lad.over} has no base, so no rule moves anything with it but what was measured")
-    rules += [f"{k} = {2.0**v.log2:.4g} = 2^{v.log2:.2f}: {v.why}" for k, v in values.items()]
-    rules += [
-        *cost,
-        "regularisation (label_drop, weight decay, dropout) and the data's epochs are not tuned by transfer: look at them anew",
-    ]
+def _file(question: str, rules: list[str], config: dict) -> str:
     body = "\n".join(f"    c.{k} = {_written(v)}" for k, v in config.items() if v != {})
     return (
-        f'"""Does what was tuned in {study} hold at {name} {rung:g}?\n\nWritten by `lab transfer`; `lab plan` tells what it costs.\n"""\n\n'
+        f'"""{question}\n\nWritten by `lab transfer`; `lab plan` tells what it costs.\n"""\n\n'
         "from ml_collections import ConfigDict\n\n\n"
         "def get_config():\n" + "".join(map(_comment, rules)) + f"    c = ConfigDict()\n{body}\n    return c\n"
     )
