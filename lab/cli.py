@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command("status", _status, "what is done, running, diverged, interrupted, missing", "study", "folder of a study")
     report = command("report", _report, "write report.html, figures and tables of a study", "study", "folder of a study")
+    report.add_argument("--over", help="the swept key whose values are the sizes, such as model.depth (default: found)")
     report.add_argument("--out", help="folder for the report (default: the study's)")
     carry = command(
         "transfer",
@@ -76,6 +77,15 @@ def _parser() -> argparse.ArgumentParser:
     batch = command("batch", _batch, "steps and examples to a loss over batch sizes; the critical batch size", "study", "folder of a study")
     batch.add_argument("--target", type=float, metavar="LOSS", help="of averaged weights (default: the least that every batch comes to)")
     batch.add_argument("--out", help="figure to write (default: batch.png in the study's folder)")
+    law = command("fit", _fit, "laws of loss by size, data and FLOPs, with intervals, of each arm", "study", "folder of a study")
+    law.add_argument("--out", default="law.png", help="figure to write (default: law.png)")
+    ahead = command("forecast", _forecast, "loss, best size and data of a budget, with intervals", "study", "folder of a study")
+    ahead.add_argument("--flops", type=float, required=True, help="training FLOPs of the run, such as 1e20")
+    for sub in (law, ahead):
+        sub.add_argument("--arm", default="", help="the arm alone (default: every arm)")
+    rival = command("compare", _compare, "how many times fewer FLOPs an arm needs for a baseline's loss", "study", "folder of a study")
+    rival.add_argument("--base", required=True, metavar="ARM", help="the baseline")
+    rival.add_argument("--arm", default="", help="the arm held against it (default: the other one of two)")
     sample = command("sample", _sample, "a grid of samples of a study's best model", "study", "folder of a study")
     sample.add_argument("-n", type=int, default=32, help="how many")
     sample.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a caption to sample by, in turn; needs the data")
@@ -314,8 +324,8 @@ def _report(args: argparse.Namespace) -> None:
     if said := report.imported(Path(args.study)):
         print(said)
         return
-    page = report.report(Path(args.study), Path(args.out) if args.out else None)
-    print(report.headline(Path(args.study)))
+    page = report.report(Path(args.study), Path(args.out) if args.out else None, args.over)
+    print(report.headline(Path(args.study), args.over))
     print(f"report: {page}")
 
 
@@ -347,6 +357,29 @@ def _batch(args: argparse.Namespace) -> None:
     print(batch.text(told))
     batch.draw(told, out)
     print(f"figure: {out}")
+
+
+def _fit(args: argparse.Namespace) -> None:
+    from lab import fit
+
+    told = fit.read(Path(args.study), args.arm)
+    print(fit.text(Path(args.study), told))
+    if any(t.laws for t in told.arms.values()):
+        print(f"figure: {fit.figure(told, Path(args.out))}")
+
+
+def _forecast(args: argparse.Namespace) -> None:
+    if not 0 < args.flops < float("inf"):
+        raise UserError(f"--flops={args.flops} must be above 0")
+    from lab import fit
+
+    print(fit.forecast_text(fit.read(Path(args.study), args.arm), args.flops))
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from lab import fit
+
+    print(fit.compare(Path(args.study), args.base, args.arm))
 
 
 def _sample(args: argparse.Namespace) -> None:

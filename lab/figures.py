@@ -215,6 +215,30 @@ def batch(arms: dict[str, tuple[list[Tuned], BatchLaw | None]], target: str) -> 
     return figure
 
 
+def band(points: dict[str, tuple], bands: dict[str, tuple], metric: str, least: float | None = None) -> Figure:
+    """Loss of every size and horizon against training FLOPs, and the law of the best of them with its interval.
+
+    `points[arm]` is (FLOPs, loss) and `bands[arm]` (FLOPs, loss, lowest, highest); beyond the largest point a law is dashed. `least` is a loss
+    that no model beats.
+    """
+    figure = Figure(figsize=(5.4, 3.5))
+    ax = figure.subplots()
+    for i, (arm, (flops, loss)) in enumerate(points.items()):
+        colour, (x, mid, low, high) = ARMS[i % len(ARMS)], bands[arm]
+        ax.plot(flops, loss, "o", ms=4, color=colour)
+        ax.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
+        seen = x <= flops.max()
+        ax.plot(x[seen], mid[seen], "-", color=colour, label=arm)
+        ax.plot(x[~seen], mid[~seen], "--", color=colour, lw=1.1)
+    if least is not None:
+        ax.axhline(least, ls=":", color="0.4", lw=1.1, label="least possible")
+    ax.set_xscale("log")
+    ax.set(xlabel="training FLOPs of one trial", ylabel=metric)
+    _scale_y(ax)
+    ax.legend()
+    return figure
+
+
 def judged(rows: list[dict], name: str) -> Figure:
     """A judge's number `name` against training FLOPs by arm, with its interval, its ceiling and its chance or floor where there are."""
     figure = Figure(figsize=(7.0, 3.5))

@@ -43,12 +43,12 @@ class Findings(NamedTuple):
 # ---- reading
 
 
-def find(folder: Path) -> Findings:
-    """Read a study's records and fit what they allow."""
+def find(folder: Path, over: str | None = None) -> Findings:
+    """Read a study's records and fit what they allow; `over` is the swept key whose values are the sizes, found where not given."""
     folder, study = Path(folder), record.read_study(folder)
     search = points.read(folder) if points.is_search(study) else None
     if search is None:
-        lad = ladder.read(folder, ladder.ladder(study))
+        lad = ladder.read(folder, ladder.asked(study, over, ())[0] if over else ladder.ladder(study))
     else:
         lad = ladder.Ladder(study, search.metric, None, search.keys, search.trials, {})
     transfers, rungs, laws, held = {}, {}, {}, {}
@@ -236,9 +236,9 @@ def imported(folder: Path) -> str | None:
     )
 
 
-def headline(folder: Path) -> str:
+def headline(folder: Path, over: str | None = None) -> str:
     """The conclusion in at most three lines."""
-    said = conclusion(find(Path(folder)))
+    said = conclusion(find(Path(folder), over))
     return "\n".join(said if len(said) <= 3 else [" ".join(said[:-1]), said[-1]])
 
 
@@ -295,7 +295,8 @@ def draw(folder: Path, f: Findings) -> dict[str, tuple[Figure, str]]:
         said = "An open mark is a bound: an optimum at the edge of the rates tried or beside a diverged trial."
         if any(o.interval for t in f.transfers.values() for o in t.optima):
             said += f" Bars: {LEVEL:.0%} intervals over seeds."
-        out["drift"] = figures.drift(f.transfers, rung), f"Best learning rate against {rung}. {said}"
+        several = {arm: t for arm, t in f.transfers.items() if len(t.rungs) > 1}
+        out["drift"] = figures.drift(several, rung), f"Best learning rate against {rung}. {said}"
     for name in dict.fromkeys(k for r in f.judged for k in r):
         if any(f"{name}_{side}" in r for r in f.judged for side in ("low", "floor")):
             said = "Bars: interval. Dashed: the same on real examples. Dotted: chance or the least that so few samples can show."
@@ -354,11 +355,12 @@ def _losses(folder: Path, f: Findings) -> dict[str, tuple[Figure, str]]:
     """The figures that show losses of one objective."""
     out, rung = {}, ladder.leaf(f.rung)
     if f.transfers and len({r["lr"] for r in f.trials}) > 1:
-        curves = {arm: {r: _seeds(f.curves[arm], r) for r in t.rungs} for arm, t in f.transfers.items()}
+        several = {arm: t for arm, t in f.transfers.items() if len(t.rungs) > 1} or f.transfers  # beside which one size alone says little
+        curves = {arm: {r: _seeds(f.curves[arm], r) for r in t.rungs} for arm, t in several.items()}
         said = f"Final {f.metric} on the fixed held-out set against learning rate. Rings: fitted minima. Crosses: diverged trials. "
-        shaded = "Bands: lowest and highest over seeds. " if max(t.seeds[1] for t in f.transfers.values()) > 1 else ""
+        shaded = "Bands: lowest and highest over seeds. " if max(t.seeds[1] for t in several.values()) > 1 else ""
         said += shaded + "Curves that leave the axes at the top are worse than the axis shows."
-        out["loss_against_rate"] = figures.loss_against_rate(curves, f.transfers, rung, f.metric), said
+        out["loss_against_rate"] = figures.loss_against_rate(curves, several, rung, f.metric), said
     if any(len(x) > 1 for x, _ in f.points.values()):
         fitted = [f"{a}: exponent {h.law.exponent:.3f}, forecast off by {h.error:+.2%}" for a, h in f.held.items()]
         told = f" Dashed: a power law fitted to all sizes but the largest; diamonds: its forecast there ({'; '.join(fitted)})."
@@ -541,10 +543,10 @@ def _write_table(path: Path, rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
-def report(folder: Path, out: Path | None = None) -> Path:
+def report(folder: Path, out: Path | None = None, over: str | None = None) -> Path:
     """Write report.html, figures (PNG and PDF) and tables (CSV) of a study to `out`, by default its own folder."""
     folder, out = Path(folder), Path(out or folder)
-    f = find(folder)
+    f = find(folder, over)
     made = tables(folder, f)
     try:
         for part in ("figures", "tables"):

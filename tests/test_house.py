@@ -24,6 +24,7 @@ FLOORS = {
     "lab.target": 7.7,  # the big run's experiment, from what transfer tells
     "lab.batch": 7.6,  # words of the critical batch, as transfer's of verdicts
     "lab.transfer": 7.5,  # words of verdicts; the report prints them
+    "lab.fit": 8.2,  # laws in words; asks report for the least possible loss
     "lab.study": 7,
     "lab.ladder": 7,
     "lab.points": 7.2,  # a search's points, from ladder's rows
@@ -153,6 +154,9 @@ def test_analysis_runs_where_jax_is_not_installed():
             "lab.laws.collapse",
             "lab.laws.batch",
             "lab.batch",
+            "lab.laws.forecast",
+            "lab.laws.multiplier",
+            "lab.fit",
             "lab.record",
             "lab.search",
             "lab.target",

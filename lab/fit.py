@@ -1,0 +1,323 @@
+"""Records -> laws of loss in words: `lab fit`, `lab forecast` and `lab compare` print them. No jax here."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from lab import figures, ladder, record, report
+from lab.errors import UserError, unknown
+from lab.laws import allocation
+from lab.laws.fits import FORMS, LEVEL, Fit, cost_of_floor, span
+from lab.laws.forecast import LEVELS, Forecast, Laws, forecast, frontier, laws
+from lab.laws.multiplier import UNSURE, common, multiplier
+from lab.laws.optimum import optimum
+from lab.laws.points import Points, points
+
+BEYOND = 10.0  # times the largest budget: as far as the figure goes
+NAMES = {"params": "N", "examples": "D", "flops": "C"}
+TUNED, SIZES = ("optim.",), ("model.", "train.")  # swept numbers that are tuned at every size, and those that make sizes and horizons
+
+
+class Told(NamedTuple):
+    """What an arm's records say."""
+
+    points: Points | None
+    laws: Laws | None
+    kind: str  # of objective
+    notes: tuple[str, ...]  # what was left out and why, and what is to be known of what was not
+    refused: str  # why there is no law; '' where there is one
+
+
+class Study(NamedTuple):
+    """Laws of a study's arms."""
+
+    metric: str
+    floor: float | None  # where the world tells it
+    arms: dict[str, Told]
+
+
+def read(folder: Path, only: str = "") -> Study:
+    """Fit the laws that a study's records tell, of every arm or of the one named."""
+    folder, study = Path(folder), record.read_study(folder)
+    metric, known = study["config"]["eval"]["metric"], report.floor(study)
+    floor, arms = known and known[0], {}
+    for arm, (kind, table, notes) in _tables(folder, study, metric).items():
+        arms[arm] = _told(kind, table, notes, floor)
+    if only and only not in arms:
+        raise unknown("--arm", only, arms)
+    return Study(metric, floor, {k: v for k, v in arms.items() if only in ("", k)})
+
+
+def _told(kind: str, table: dict, notes: tuple[str, ...], floor: float | None) -> Told:
+    if not table["loss"]:
+        return Told(None, None, kind, notes, "no size has all trials of a seed done")
+    try:
+        p = points(table)
+        return Told(p, laws(p, floor), kind, (*notes, *(f"left out: {why}" for why in p.left_out)), "")
+    except UserError as e:
+        return Told(None, None, kind, notes, str(e))
+
+
+def _tables(folder: Path, study: dict, metric: str) -> dict[str, tuple[str, dict, tuple[str, ...]]]:
+    """Arm -> its objective, a table as `points` takes it and notes: at every size and horizon the trials of the best hyperparameters."""
+    numbers = ladder.numbers(study)
+    tuned = tuple(k for k in numbers if k.startswith(TUNED))
+    sizes = tuple(k for k in numbers if k.startswith(SIZES))
+    named = ladder.arms(study, None, (*tuned, *sizes))
+    cards = {n: record.read_json(folder / n / "card.json") for n in study["populations"] if (folder / n / "card.json").exists()}
+    cells: dict[str, dict[tuple, list[dict]]] = {arm: {} for arm in sorted(set(named.values()))}
+    done = {r["trial"]: r for r in record.finals(folder).to_pylist()}
+    where = {i: (named[i], tuple(ladder.value(study, i, k) for k in sizes), t["seed"]) for i, t in study["trials"].items()}
+    cut = {where[i] for i in where if i not in done}  # a sweep that is not whole has no best
+    lost = dict.fromkeys(cells, 0)
+    for i, t in study["trials"].items():
+        arm, size, seed = where[i]
+        if where[i] in cut:
+            lost[arm] += 1
+            continue
+        r, card = done[i], cards[t["population"]]
+        gone = r.get("diverged") or r.get(metric) is None
+        row = {
+            "loss": np.nan if gone else r[metric],
+            "seed": seed,
+            **{k: r[k] for k in ("flops", "examples")},
+            "params": card["parameters"],
+        }
+        row |= {
+            "convention": card["convention"],
+            "device": card["device"],
+            "data": str(study["data"].get("fingerprint", study["data"]["origin"])),
+        }
+        row |= {"precision": " ".join(map(str, card["precision"].values())), "at": tuple(ladder.value(study, i, k) for k in tuned)}
+        cells[arm].setdefault(size, []).append(row)
+    own = study["config"].get("objective", {}).get("name", "")
+    kinds = {named[i]: t["point"].get("objective.name", own) for i, t in study["trials"].items()}
+    out = {}
+    for arm, mine in cells.items():
+        rows, notes = [], [f"left out: {lost[arm]} trials of seeds not all of whose trials at a size are finished"] if lost[arm] else []
+        for trials in mine.values():
+            kept, why = _best(trials)
+            rows += kept
+            notes += (
+                [f"{'note' if kept else 'left out'}: {trials[0]['params']:,} parameters, {trials[0]['examples']:,} examples: {why}"]
+                if why
+                else []
+            )
+        table = {
+            k: [r[k] for r in rows] for k in ("flops", "params", "examples", "loss", "seed", "convention", "device", "precision", "data")
+        }
+        out[arm] = kinds[arm], table, tuple(notes)
+    return out
+
+
+def _best(trials: list[dict]) -> tuple[list[dict], str]:
+    """The trials of the best hyperparameters of a size and horizon, brought to the lowest point between those tried; and what is wrong with them.
+
+    Hyperparameters at which a seed diverged, or that fewer seeds had than others, are not among the best.
+    """
+    by: dict[tuple, list[dict]] = {}
+    for r in trials:
+        by.setdefault(r["at"], []).append(r)
+    most = max(map(len, by.values()))
+    mean = {at: float(np.mean([r["loss"] for r in rs])) if len(rs) == most else np.nan for at, rs in by.items()}
+    stable = [at for at in mean if np.isfinite(mean[at])]
+    if not stable:
+        return [], "a trial diverged at all hyperparameters tried"
+    best = min(stable, key=mean.get)
+    varied = [j for j in range(len(best)) if len({at[j] for at in by}) > 1]
+    if len(varied) != 1:
+        return by[best], ""
+    (j,) = varied
+    if any(at[j] <= 0 for at in by):
+        return by[best], ""
+    o = optimum(np.log2([at[j] for at in by]), np.array(list(mean.values())))
+    return [
+        r | {"loss": r["loss"] * o.loss / mean[best]} for r in by[best]
+    ], f"its best is at the {o.edge} edge of what was tried or stable" if o.edge else ""
+
+
+def formula(f: Fit) -> str:
+    """'0.31 + 4.2 N^-0.32 + 8.1 D^-0.41'."""
+    parts = [f"{f.value[0]:.4g}"] if FORMS[f.form].floor else []
+    return " + ".join(parts + [f"{s:.4g} {NAMES[v]}^-{e:.3g}" for s, v, e in zip(f.scales, f.variables, f.exponents, strict=True)])
+
+
+def _span(bounds: tuple[float, float], form: str = ".4g") -> str:
+    return f"{bounds[0]:{form}} to {bounds[1]:{form}}"
+
+
+def _law(f: Fit) -> Iterator[str]:
+    k = len(f.centre)
+    yield f"{f.form} = {formula(f)}"
+    said = [f"exponent of {NAMES[v]} {_span(f.interval(1 + k + i), '.3g')}" for i, v in enumerate(f.variables)]
+    if FORMS[f.form].floor:
+        said.insert(0, f"floor {f.floor:.4g}, known" if f.floor is not None else f"floor {_span(f.interval(0))}")
+    yield f"  {LEVEL:.0%} intervals: {'; '.join(said)}; points lie {f.sd:.2%} from it (root mean square), {len(f.points.loss)} of them"
+
+
+def text(folder: Path, told: Study) -> str:
+    """What `lab fit` prints."""
+    said = [f"Laws of {told.metric}: N parameters, D examples, C training FLOPs. {folder}"]
+    for arm, t in told.arms.items():
+        said += ["", f"{arm}{f' ({t.kind})' if t.kind else ''}"]
+        if t.laws is None:
+            said += [f"  no law: {t.refused}", *_notes(t)]
+            continue
+        for f in t.laws.fits:
+            said += [f"  {line}" for line in _law(f)]
+        first = t.laws.fits[0]
+        if told.floor is not None and first.floor is not None:
+            times = cost_of_floor(first.points, first.form, told.floor)
+            said.append(
+                f"  not knowing the floor would {'leave nothing to fit' if np.isinf(times) else f'make the interval of the first exponent {times:.2g} times as wide'}"
+            )
+        if len(first.variables) == 2:
+            said += _allocation(first)
+        for h in t.laws.told:
+            said.append(
+                f"  held out: {h.form} foretold larger budgets to {h.error:.2%} (root mean square), {h.covered:.0%} of them within its 90% interval; {h.splits} splits"
+            )
+        if not t.laws.told:
+            said.append("  provisional: too few budgets to hold a larger one out")
+        said += [f"  not fitted: {why}" for why in t.laws.refused] + _notes(t)
+        said.append(f"  data {t.points.data[:12]}, code {first.code}")
+    counted = sorted({t.points.convention for t in told.arms.values() if t.points is not None})
+    said += [f"FLOPs: {how}" for how in counted]
+    return "\n".join(said)
+
+
+def _allocation(f: Fit) -> list[str]:
+    """How the best size grows with FLOPs, by the law and by isoFLOP profiles."""
+    power = allocation.price(f.points).power
+
+    def grows(v: np.ndarray) -> np.ndarray:
+        return v[:, 4] / (v[:, 3] + power * v[:, 4])
+
+    said = [f"  best N grows as C^{grows(f.value[None])[0]:.3f} (90% interval {_span(span(grows(f.draws)), '.3f')}) by the law of N and D"]
+    try:
+        iso = allocation.profiles(f.points, f)
+    except UserError as e:
+        return [*said, f"  no isoFLOP profiles: {e}"]
+    off = ", ".join(f"{np.expm1(b):+.1%}" for b in iso.bias)
+    return [
+        *said,
+        f"  and as C^{iso.slope:.3f} (90% interval {_span(iso.interval(), '.3f')}) by isoFLOP profiles of {len(iso.flops)} budgets, freed of biases of {off} in N",
+    ]
+
+
+def _notes(t: Told) -> list[str]:
+    return [f"  {note}" for note in t.notes]
+
+
+def foretold(told: Study, flops: float) -> dict[str, Forecast]:
+    """Arm -> its forecast of a budget, of the arms that have a law.
+
+    Raises:
+      UserError: none has.
+    """
+    able = {arm: t for arm, t in told.arms.items() if t.laws is not None}
+    if not able:
+        raise UserError("no arm has a law to forecast from: " + "; ".join(f"{arm}: {t.refused}" for arm, t in told.arms.items()))
+    return {arm: forecast(t.laws, flops) for arm, t in able.items()}
+
+
+def forecast_text(told: Study, flops: float) -> str:
+    """What `lab forecast` prints."""
+    said = [f"{told.metric} at {flops:.3g} training FLOPs; intervals of {' and '.join(f'{v:.0%}' for v in LEVELS)}."]
+    for arm, f in foretold(told, flops).items():
+        t = told.arms[arm]
+        first = t.laws.fits[0]
+        said += ["", f"{arm}: {f.loss:.4g} ({'; '.join(map(_span, f.law))}); one run {'; '.join(map(_span, f.run))}"]
+        said.append(f"  by {first.form} = {formula(first)}, {f.beyond:.3g} times beyond its largest budget")
+        if f.wrong:
+            sizes, data = ("; ".join(_span(s, ".3g") for s in v) for v in (f.params_spans, f.examples_spans))
+            said.append(f"  best N {f.params:.3g} ({sizes}), D {f.examples:.3g} ({data})")
+            prices = ", ".join(f"{k:g} times N {v:+.2%} ({_span(s[-1], '+.2%')})" for k, (v, s) in f.wrong.items())
+            said.append(f"  price of another size at the same FLOPs, in loss: {prices}")
+        else:
+            said.append(f"  no best size: {t.laws.refused[0] if t.laws.refused else 'a law of compute alone tells none'}")
+        if others := {k: v for k, v in f.forms.items() if k != first.form}:
+            said.append("  by other forms: " + "; ".join(f"{k} {v:.4g} ({_span(s[-1])})" for k, (v, s) in others.items()))
+        if not t.laws.told:
+            said.append("  provisional: too few budgets to hold a larger one out")
+    return "\n".join(said + [f"{arm}: no law: {t.refused}" for arm, t in told.arms.items() if t.laws is None])
+
+
+def compare(folder: Path, base: str, arm: str = "") -> str:
+    """What `lab compare` prints: how many times the FLOPs the arm `base` needs for the loss of `arm` (of two, the other one).
+
+    Raises:
+      UserError: an arm is not there, tells no law, or is of another objective or floor.
+    """
+    folder, study = Path(folder), record.read_study(folder)
+    metric, known, tables = (
+        study["config"]["eval"]["metric"],
+        report.floor(study),
+        _tables(folder, study, study["config"]["eval"]["metric"]),
+    )
+    if not arm and len(tables) == 2:
+        arm = next((a for a in tables if a != base), "")
+    for key, name in (("--base", base), ("--arm", arm)):
+        if name not in tables:
+            raise unknown(key, name, tables)
+    if base == arm:
+        raise UserError(f"--arm {arm!r} is the baseline itself")
+    if tables[base][0] != tables[arm][0]:
+        raise UserError(f"{base} is of {tables[base][0]} and {arm} of {tables[arm][0]}: losses of two objectives are not compared")
+    ends = [frontier(points(tables[a][1])) for a in (base, arm)]
+    shared = common(*_paired([tables[a][1] for a in (base, arm)], ends))
+    found = multiplier(*ends, known and known[0], shared)
+
+    def at(flops: float) -> str:
+        k, bounds = found.at(flops)
+        return f"{k:.3g} ({LEVEL:.0%} interval {_span(bounds, '.3g')})"
+
+    trend, bounds = found.trend
+    said = [
+        f"{arm} reaches at {found.high:.3g} / k training FLOPs the {metric} that {base} reaches at {found.high:.3g}: k = {at(found.high)}; it {found.verdict if found.verdict != UNSURE else UNSURE + ' whether k holds'}."
+    ]
+    said.append(f"  smallest budget ({found.low:.3g}): {at(found.low)}; {BEYOND:g} times beyond the largest: {at(BEYOND * found.high)}")
+    said.append(
+        f"  k goes as C^{trend:+.3f} ({LEVEL:.0%} interval {_span(bounds, '+.3f')})"
+        + (f", and would be 1 at {found.vanishes:.2g}" if np.isfinite(found.vanishes) else "")
+    )
+    said.append(
+        f"  best of {len(ends[0].loss)} and {len(ends[1].loss)} budgets; {'floor known' if known else 'one floor for both, fitted'}; noise shared by seed: {shared:.2f}"
+    )
+    return "\n".join(said + [f"  {a}: {note}" for a in (base, arm) for note in tables[a][2]])
+
+
+def _paired(tables: list[dict], ends: list[Points]) -> list[np.ndarray]:
+    """Log losses [rungs, seeds] of both arms at the best of every budget; empty where they have not the same seeds and number of rungs."""
+    out, seeds = [], sorted(set(tables[0]["seed"]))
+    for t, p in zip(tables, ends, strict=True):
+        rows = {
+            (params, examples, seed): loss
+            for params, examples, seed, loss in zip(*(t[k] for k in ("params", "examples", "seed", "loss")), strict=True)
+        }
+        order = np.argsort(p.flops)
+        keys = [[(params, examples, s) for s in seeds] for params, examples in zip(p.params[order], p.examples[order], strict=True)]
+        if set(t["seed"]) != set(seeds) or len(p.flops) != len(ends[0].flops) or any(k not in rows for row in keys for k in row):
+            return [np.zeros((0, 0))] * 2
+        out.append(np.log([[rows[k] for k in row] for row in keys]))
+    return out
+
+
+def figure(told: Study, path: Path) -> Path:
+    """Write the figure of `lab fit`: every arm's points, the law of its best, and its band up to ten times the largest budget."""
+    shown, bands = {}, {}
+    for arm, t in told.arms.items():
+        if t.laws is None:
+            continue
+        p = t.points
+        shown[arm] = p.flops, p.loss
+        span_ = np.geomspace(p.flops.min(), BEYOND * p.flops.max(), 40)
+        rows = [forecast(t.laws, c) for c in span_]
+        bands[arm] = span_, *(np.array(v) for v in zip(*((r.loss, *r.law[-1]) for r in rows), strict=True))
+    if not shown:
+        raise UserError("no arm has a law to draw: " + "; ".join(f"{arm}: {t.refused}" for arm, t in told.arms.items()))
+    with figures.style():
+        figures.band(shown, bands, told.metric, told.floor).savefig(path)
+    return Path(path)

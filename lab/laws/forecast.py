@@ -1,0 +1,113 @@
+"""What a budget of FLOPs will buy: loss, compute-optimal size and data, the price of another size, and how far forms of law disagree."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from lab.errors import UserError
+from lab.laws.allocation import along, best, price
+from lab.laws.fits import Fit, Foretold, choose, fit, foretell, one_run, refusal, span
+from lab.laws.points import Points, budgets
+
+LEVELS = (0.5, 0.9)
+WRONG = (0.25, 0.5, 2.0, 4.0)  # times the best size
+COMPUTE = ("L(C) without a floor", "L(C)")
+Spans = tuple[tuple[float, float], ...]  # intervals at LEVELS
+
+
+class Laws(NamedTuple):
+    """The laws that points tell: the one to go by first, the others to see how far forms disagree."""
+
+    fits: tuple[Fit, ...]
+    told: tuple[Foretold, ...]  # how forms foretold larger budgets; none where none could be held out
+    refused: tuple[str, ...]  # forms the points do not tell, and why
+
+
+def frontier(p: Points) -> Points:
+    """The cell of least loss at every budget: what a law of compute alone is of."""
+    at = budgets(p.flops)
+    keep = np.zeros(len(at), bool)
+    for b in range(at.max() + 1):
+        mine = np.flatnonzero(at == b)
+        keep[mine[np.argmin(p.loss[mine])]] = True
+    left = f"{(~keep).sum()} of {len(keep)} sizes and horizons that are not the best of their budget" if not keep.all() else ""
+    return p.take(keep, left)
+
+
+def laws(p: Points, floor: float | None = None) -> Laws:
+    """Fit the law of N and D where the points tell one, and laws of compute through the best of each budget.
+
+    The law of N and D goes first, for it uses all points; else the law of compute that foretells larger budgets best.
+
+    Raises:
+      UserError: the points tell no law.
+    """
+    best_of, refused, found, told = frontier(p), [], [], []
+    if why := refusal(p, "L(N, D)", floor):
+        refused.append(why)
+    else:
+        found.append(fit(p, "L(N, D)", floor))
+        told += [t for t in (foretell(p, "L(N, D)", floor),) if t is not None]
+    given = {"L(C)": floor}
+    able = [n for n in COMPUTE if not (why := refusal(best_of, n, given.get(n))) or refused.append(why)]
+    if not found and not able:
+        raise UserError(refused[0] if len(set(refused)) == 1 else "; ".join(dict.fromkeys(refused)))
+    if able:
+        chosen, held = choose(best_of, tuple(able), floor)
+        told += held
+        found += [fit(best_of, n, given.get(n)) for n in sorted(able, key=lambda n: n != chosen)]
+    return Laws(tuple(found), tuple(told), tuple(refused))
+
+
+class Forecast(NamedTuple):
+    """What is foretold of a budget by the first of some laws; sizes are NaN where no law of N and D is told."""
+
+    flops: float
+    beyond: float  # times the largest budget that was fitted
+    loss: float
+    law: Spans  # of the law's loss
+    run: Spans  # of one run's loss
+    params: float
+    params_spans: Spans
+    examples: float
+    examples_spans: Spans
+    wrong: dict[float, tuple[float, Spans]]  # times the best size -> relative loss more than at it, at the same FLOPs
+    forms: dict[str, tuple[float, Spans]]  # form -> its own forecast
+
+
+def _spans(draws: np.ndarray) -> Spans:
+    return tuple(span(draws, level) for level in LEVELS)
+
+
+def forecast(told: Laws, flops: float) -> Forecast:
+    """Forecast of one budget; the size is that which the fitted law holds best, and every draw is asked what it loses there."""
+    forms, size = {}, np.nan
+    for f in told.fits:
+        if len(f.variables) == 2:
+            cost = price(f.points)
+            log = best(f.value[None], f.centre, cost, flops)[0, 0]
+            if not np.isfinite(log):
+                continue
+            size, data = float(np.exp(log)), float(np.exp(cost.examples(flops, log)))
+            where = {"params": size, "examples": data}
+        else:
+            where = {"flops": flops}
+        forms[f.form] = float(f.loss(**where)[0]), _spans(f.losses(**where)[:, 0]), _spans(one_run(f, **where)[:, 0])
+    first = told.fits[0]
+    if first.form not in forms:  # a term that is nothing leaves no best size
+        raise UserError(f"{first.form} has a term of zero, so no size is best; its runs do not span enough sizes or horizons")
+    loss, law, run = forms[first.form]
+    most = float(first.points.flops.max())
+    shown = {k: v[:2] for k, v in forms.items()}
+    if not np.isfinite(size):
+        nothing = tuple((np.nan, np.nan) for _ in LEVELS)
+        return Forecast(flops, flops / most, loss, law, run, np.nan, nothing, np.nan, nothing, {}, shown)
+    logs = best(first.draws, first.centre, cost, flops)[:, 0]
+    spent = cost.examples(flops, logs)
+    wrong = {}
+    for k in WRONG:
+        here, there = (along(v, first.centre, cost, flops, np.full(len(v), np.log(size * k))) for v in (first.value[None], first.draws))
+        at = along(first.draws, first.centre, cost, flops, np.full(len(first.draws), np.log(size)))
+        wrong[k] = float(here[0] / loss - 1), _spans(there / at - 1)
+    sizes, examples = (tuple((float(np.exp(a)), float(np.exp(b))) for a, b in _spans(v)) for v in (logs, spent))
+    return Forecast(flops, flops / most, loss, law, run, size, sizes, data, examples, wrong, shown)

@@ -1,0 +1,172 @@
+"""Many fits of loss = floor + sum_k scale_k exp(-exponent_k x_k) at once: one a replicate of a bootstrap, all in the same array operations.
+
+Given its exponents the law is linear (variable projection: Golub and Pereyra, 1973; for scaling laws Czech, arXiv 2603.22339), so each
+replicate starts from the best of a grid of exponents, where floor and scales come from nonnegative least squares of relative residuals; the
+sums that these need are matrix products over all replicates and all exponents. From there a Levenberg-Marquardt descent in all
+parameters minimises log residuals, squared or under Huber's loss (Hoffmann et al., arXiv 2203.15556, approach 3). Parameters stay linear,
+not logarithms, so a floor of zero is reached and left; the x are to be centred, or scales and exponents are told apart by rounding alone.
+"""
+
+import itertools
+
+import numpy as np
+
+LEAST, MOST = 1e-3, 4.0  # exponents
+GRID = {1: np.geomspace(0.01, 2.0, 40), 2: np.geomspace(0.03, 2.0, 14)}  # exponents tried, by how many terms there are
+ROUNDS = 300
+CHUNK = 60_000  # points at a time, over all replicates
+
+
+def terms(p: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Values [replicates, points, k] of the terms of laws p [replicates, 1 + 2k] (floor, scales, exponents) at x [points, k]."""
+    k = x.shape[1]
+    return p[:, None, 1 : 1 + k] * np.exp(-p[:, None, 1 + k :] * x)
+
+
+def losses(p: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Loss [replicates, points] of laws p at x."""
+    return p[:, :1] + terms(p, x).sum(-1)
+
+
+def solve(
+    x: np.ndarray,
+    y: np.ndarray,
+    weight: np.ndarray,
+    start: np.ndarray | None = None,
+    held: dict[int, float | np.ndarray] | None = None,
+    delta: float | None = None,
+) -> np.ndarray:
+    """Laws [replicates, 1 + 2k] of losses y [replicates, points] at centred x [points, k] under weights [replicates, points].
+
+    Args:
+      start: laws [1 or replicates, 1 + 2k] to descend from in place of the best of the grid: for replicates of data whose own law is known.
+      held: index of a parameter -> the value at which it stays, one or one a replicate; without, all are fitted, the floor to zero or more.
+      delta: where Huber's loss of log residuals turns linear; None takes squares.
+    """
+    y, weight = np.broadcast_arrays(np.atleast_2d(y), np.atleast_2d(weight))
+    held = {i: np.broadcast_to(np.asarray(v, float), len(y)) for i, v in (held or {}).items()}
+    out, chunk = [], max(1, CHUNK // len(x))
+    for at in range(0, len(y), chunk):
+        part = slice(at, at + chunk)
+        mine = {i: v[part] for i, v in held.items()}
+        if start is None:
+            p = _start(x, y[part], weight[part], mine)
+        else:
+            p = np.array(np.broadcast_to(start, (len(y), start.shape[1]))[part], float)
+            for i, v in mine.items():
+                p[:, i] = v
+        out.append(_descend(x, y[part], weight[part], p, mine, delta))
+    return np.concatenate(out)
+
+
+def _start(x: np.ndarray, y: np.ndarray, weight: np.ndarray, held: dict[int, np.ndarray]) -> np.ndarray:
+    """The best of a grid of exponents for every replicate, floor and scales by nonnegative least squares of relative residuals."""
+    r, k = len(y), x.shape[1]
+    floor = held.get(0)
+    target = y if floor is None else y - floor[:, None]
+    q = weight / y**2
+    u = [np.exp(-GRID[k][:, None] * x[:, j]).T for j in range(k)]  # [points, exponents]
+    columns = ([] if floor is not None else [0]) + list(range(1, k + 1))
+    # cells of the grid: which exponent each term has
+    cells = np.stack([g.ravel() for g in np.meshgrid(*[np.arange(len(GRID[k]))] * k, indexing="ij")])
+    gram, by = np.zeros((r, cells.shape[1], k + 1, k + 1)), np.zeros((r, cells.shape[1], k + 1))
+    gram[..., 0, 0], by[..., 0] = q.sum(1)[:, None], (q * target).sum(1)[:, None]
+    for j in range(k):
+        gram[..., 0, j + 1] = gram[..., j + 1, 0] = (q @ u[j])[:, cells[j]]
+        gram[..., j + 1, j + 1] = (q @ u[j] ** 2)[:, cells[j]]
+        by[..., j + 1] = ((q * target) @ u[j])[:, cells[j]]
+    for i, j in itertools.combinations(range(k), 2):
+        cross = (q @ (u[i][:, :, None] * u[j][:, None, :]).reshape(len(x), -1)).reshape(r, -1)
+        gram[..., i + 1, j + 1] = gram[..., j + 1, i + 1] = cross
+    scale, gain = nonnegative(gram, by, columns)
+    for j in range(k):  # a held scale or exponent leaves the grid where it does not hold
+        if 1 + k + j in held:
+            far = abs(np.log(GRID[k]) - np.log(held[1 + k + j])[:, None])
+            gain = np.where((far == far.min(1, keepdims=True))[:, cells[j]], gain, -np.inf)
+    best = np.argmax(gain, 1)
+    p = np.concatenate([scale[np.arange(r), best], GRID[k][cells[:, best]].T], 1)
+    p[:, 1 : 1 + k] = np.maximum(p[:, 1 : 1 + k], 1e-3 * y.min(1, keepdims=True))  # a scale of zero has no exponent
+    for i, v in held.items():
+        p[:, i] = v
+    return p
+
+
+def nonnegative(gram: np.ndarray, by: np.ndarray, columns: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Nonnegative least squares of a few columns from Gram matrices [..., n, n] and products [..., n]: solution, and by how much it lowers the squares.
+
+    Every set of columns is tried, and the best whose solution is nowhere negative is taken: exact, and the same work for all.
+    """
+    n = gram.shape[-1]
+    best, most = np.zeros(by.shape), np.full(by.shape[:-1], -np.inf)
+    for size in range(1, len(columns) + 1):
+        for chosen in itertools.combinations(columns, size):
+            at = np.ix_(chosen, chosen)
+            own = gram[(..., *at)] + 1e-13 * np.einsum("...ii->...", gram)[..., None, None] * np.eye(size)
+            found = np.linalg.solve(own, by[..., list(chosen)][..., None])[..., 0]
+            gain = np.where((found >= 0).all(-1), (found * by[..., list(chosen)]).sum(-1), -np.inf)
+            better = gain > most
+            most = np.where(better, gain, most)
+            full = np.zeros((*by.shape[:-1], n))
+            full[..., list(chosen)] = found
+            best = np.where(better[..., None], full, best)
+    return best, most
+
+
+def _cost(r: np.ndarray, weight: np.ndarray, delta: float | None) -> np.ndarray:
+    far = abs(r)
+    each = r**2 / 2 if delta is None else np.where(far <= delta, r**2 / 2, delta * (far - delta / 2))
+    return (weight * each).sum(1)
+
+
+def _descend(
+    x: np.ndarray, y: np.ndarray, weight: np.ndarray, p: np.ndarray, held: dict[int, np.ndarray], delta: float | None
+) -> np.ndarray:
+    """Levenberg-Marquardt on log residuals within bounds; a parameter at its bound that would leave it stays, replicates that are done drop out."""
+    k, out = x.shape[1], p.copy()
+    log_y = np.log(y)
+    low = np.array([0.0] * (1 + k) + [LEAST] * k)
+    high = np.array([np.inf] * (1 + k) + [MOST] * k)
+    still = np.zeros(1 + 2 * k, bool)
+    still[list(held)] = True
+    live, damp = np.arange(len(p)), np.full(len(p), 1e-3)
+    part = terms(p, x)
+    r = np.log(p[:, :1] + part.sum(-1)) - log_y
+    cost, calm = _cost(r, weight, delta), np.zeros(len(p), int)
+    for _ in range(ROUNDS):
+        trust = weight[live] if delta is None else weight[live] * np.minimum(1, delta / np.maximum(abs(r), 1e-300))
+        whole = p[:, :1] + part.sum(-1)
+        jacobian = np.empty((len(p), 1 + 2 * k, x.shape[0]))
+        jacobian[:, 0] = 1 / whole
+        for j in range(k):
+            share = part[..., j] / whole
+            jacobian[:, 1 + j] = share / np.maximum(p[:, 1 + j, None], 1e-300)
+            jacobian[:, 1 + k + j] = -share * x[:, j]
+        weighed = jacobian * trust[:, None]
+        slope = (weighed @ r[..., None])[..., 0]
+        curve = weighed @ jacobian.transpose(0, 2, 1)
+        frozen = still | ((p <= low) & (slope > 0)) | ((p >= high) & (slope < 0))
+        diagonal = np.einsum("rii->ri", curve)
+        curve = curve + (damp[:, None] * diagonal + 1e-300)[..., None] * np.eye(1 + 2 * k)
+        curve = np.where(frozen[:, :, None] | frozen[:, None, :], np.eye(1 + 2 * k), curve)
+        size = np.sqrt(np.einsum("rii->ri", curve))
+        step = -np.linalg.solve(curve / size[:, :, None] / size[:, None, :], (np.where(frozen, 0, slope) / size)[..., None])[..., 0] / size
+        there = np.clip(p + step, low, high)
+        # a scale falls to a tenth at most: at zero its exponent has no gradient left
+        there[:, 1 : 1 + k] = np.maximum(there[:, 1 : 1 + k], p[:, 1 : 1 + k] / 10)
+        new_part = terms(there, x)
+        new_r = np.log(np.maximum(there[:, :1] + new_part.sum(-1), 1e-300)) - log_y[live]
+        new_cost = _cost(new_r, weight[live], delta)
+        better = new_cost <= cost
+        small = abs(cost - new_cost) <= 1e-10 * cost + 1e-300
+        calm = np.where(small, calm + 1, np.where(better, 0, calm))
+        p = np.where(better[:, None], there, p)
+        part, r = np.where(better[:, None, None], new_part, part), np.where(better[:, None], new_r, r)
+        cost = np.where(better, new_cost, cost)
+        damp = np.clip(np.where(better, damp / 5, damp * 4), 1e-12, 1e12)
+        done = (calm >= 2) | (damp >= 1e10)
+        out[live] = p
+        if done.all():
+            break
+        keep = ~done
+        live, p, part, r, cost, calm, damp = live[keep], p[keep], part[keep], r[keep], cost[keep], calm[keep], damp[keep]
+    return out
