@@ -7,7 +7,7 @@ numbers are the control. Published defaults, all standard: DiT's (arXiv 2212.097
 
 from ml_collections import ConfigDict
 
-TUNED = {"lr": 2.0**-5, "b2": 0.99, "weight_decay": 0.0, "clip": 1.0}
+TUNED = {"lr": 0.01913, "b2": 0.9, "weight_decay": 0.1239, "clip": 0.1494}
 ARMS = {  # parametrization and section `optim`
     "tuned, muP": ("mup", {**TUNED, "schedule": "cosine"}),
     "tuned, standard": ("standard", {**TUNED, "schedule": "cosine"}),
