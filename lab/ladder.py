@@ -28,12 +28,14 @@ def leaf(key: str | None) -> str:
 
 
 def value(study: dict, trial: str, key: str) -> Any:
-    """What a trial had for a dotted config key: the sweep's value or the config's own."""
+    """What a trial had for a dotted config key: the sweep's value or the config's own; None where it had none."""
     point, at = study["trials"][trial]["point"], study["config"]
     if key in point:
         return point[key]
+    if any(f"{s}.name" in point and key.startswith(f"{s}.") for s in study.get("sections", ())):
+        return None  # a section that the sweep sets whole keeps nothing of the config's
     for part in key.split("."):
-        at = at.get(part, {}) if isinstance(at, dict) else {}
+        at = at.get(part) if isinstance(at, dict) else None
     return at
 
 
@@ -75,7 +77,7 @@ def asked(study: dict, over: str | None, of: tuple[str, ...]) -> tuple[str, tupl
             raise unknown("--of: key that varies within an arm", key, rest)
     of = of or ((RATE,) if RATE in rest else (max(rest, key=lambda k: numbers(study)[k]),))
     for key in of:
-        if low := [v for i in study["trials"] if (v := value(study, i, key)) <= 0]:
+        if low := [v for i in study["trials"] if (v := value(study, i, key)) is not None and v <= 0]:
             raise UserError(f"--of: {key}={low[0]!r} has no logarithm; octaves need values above 0")
     return found, of
 
@@ -128,6 +130,6 @@ def read(folder: Path, over: str | None, of: tuple[str, ...] = (RATE,)) -> Ladde
         mine = whole([r for r in rows if r["arm"] == arm])
         if np.isfinite([r["loss"] for r in mine]).any():
             curves[arm] = {k: np.array([r[k] for r in mine], float) for k in ("rung", "loss", "seed")}
-            at = np.log2([[value(study, r["trial"], k) for k in of] for r in mine])
+            at = np.log2(np.array([[value(study, r["trial"], k) for k in of] for r in mine], float))
             curves[arm]["log2"] = at[:, 0] if len(of) == 1 else at
     return Ladder(study, metric, over, of, rows, curves)

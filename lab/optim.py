@@ -51,9 +51,16 @@ def kind(name: str) -> type:
     return module.Optimizer
 
 
-def check(config: dict[str, Any], defaults: dict[str, Any]) -> None:
-    """UserError for a key of the section `optim` that its optimizer does not read, lacks, or that is of another type than it says."""
+def check(config: dict[str, Any], defaults: dict[str, Any], eps: str) -> None:
+    """UserError for a key of the section `optim` that its optimizer does not read, lacks, or that is of another type than it says.
+
+    So it is for a rule `eps` of an epsilon that it has not.
+    """
     name, reads = config["name"], find.arguments(kind(config["name"]))
+    if eps != "scaled" and "eps" not in reads:
+        raise UserError(
+            f"config key parametrization.eps={eps!r} is not read by optimizer {name!r}, which has no epsilon; expected 'scaled'"
+        )
     own = {k: v for k, v in config.items() if k not in SHARED}
     for key in [k for k in CORE if config[k] != defaults[k]] + list(own):
         if key not in reads:

@@ -261,7 +261,7 @@ def expand(experiment: Experiment, data_print: str) -> list[Trial]:
         arm = point.get("arm") or " ".join([full["parametrization"]["name"], *[find.stem(point[k]) for k in ("optim.name",) if k in point]])
         _counts(full)
         marks(full)
-        check_optim(full["optim"], DEFAULTS["optim"])
+        check_optim(full["optim"], DEFAULTS["optim"], full["parametrization"]["eps"])
         parametrization.table(**full["parametrization"])  # rules are checked before anything is traced
         populations.peak(full)
         trial = Trial(identity(full, data_print), arm, full, point)

@@ -7,7 +7,7 @@ import numpy as np
 import planted
 import pytest
 
-from lab import cli, fit, record
+from lab import cli, fit, ladder, record
 from lab.laws import allocation
 from lab.laws.forecast import forecast
 
@@ -170,3 +170,14 @@ def test_a_planted_multiplier_is_told(tmp_path, capsys, saved):
         code, _, err = said(capsys, "compare", folder, *args)
         assert code == 2
         assert re.search(wanted, err)
+
+
+def test_a_key_that_only_another_family_has_is_no_value():
+    points = {"a": {"model.name": "dit", "model.patch": 2}, "b": {"model.name": "decoder"}, "c": {}}
+    study = {
+        "config": {"model": {"name": "dit", "patch": 4}},
+        "sections": ["model"],
+        "trials": {i: {"point": p} for i, p in points.items()},
+    }
+    assert [ladder.value(study, i, "model.patch") for i in "abc"] == [2, None, 4]
+    assert ladder.value(study, "c", "model.single") is None

@@ -145,6 +145,7 @@ def written(folder, optim="", points="[{}]"):
         ('name="lyon"', "[{}]", ["'lyon'", "'lion'"]),
         ('name="./own.py"', "[{}]", ["optim.power", "missing"]),
         ("", '[{"optim.name": "adam_atan2", "optim.eps": 0.1}]', ["optim.eps=0.1", "'adam_atan2'"]),
+        ('name="lion"', '[{"parametrization.eps": "fixed"}]', ["parametrization.eps='fixed'", "'lion'", "no epsilon"]),
     ],
 )
 def test_a_key_that_the_optimizer_does_not_read_is_one_line(tmp_path, monkeypatch, capsys, optim, points, said):
