@@ -1,7 +1,7 @@
 """What is the critical batch size of an autoregressive decoder?
 
 Grids of 16 tokens from the world `causal`, at a constant learning rate with averaged weights, so that no schedule depends on how long a run is; 6 batches, 5 rates a factor of
-2 apart around one that goes as sqrt(batch), 3 seeds. About 5 minutes on 2 cores: `./launch.sh run experiments/critical_batch.py`, then `./launch.sh batch runs/critical_batch`.
+2 apart around one that goes as sqrt(batch), 3 seeds. About 4 minutes on 2 cores: `./launch.sh run experiments/critical_batch.py`, then `./launch.sh batch runs/critical_batch`.
 """
 
 from ml_collections import ConfigDict
