@@ -1,7 +1,8 @@
 """Does the best learning rate of a masked transformer stay put as it grows 8x wider?
 
-Grids of 16 tokens from the world `tree`; 4 widths, 6 learning rates under muP with three seeds and 7 under the standard parametrization with one. About 6 minutes on 2
-cores: `./launch.sh run experiments/masked_transfer.py`. Seen: with one seed standard -2.71 or below (at the edge), muP +0.08 with +1.16 in between.
+Grids of 16 tokens from the world `tree`; 4 widths, 7 learning rates under muP with three seeds and as many under the standard parametrization with one. About 6 minutes on 2
+cores: `./launch.sh run experiments/masked_transfer.py`. Seen: standard -1.87 or below (at the edge), muP +0.55 (90%
+interval +0.08 to +1.21), which costs 0.04% in loss.
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +22,7 @@ def get_config():
 
 
 def sweep():
-    trials = [("standard", 0, k) for k in range(-9, -2)] + [("mup", seed, k) for seed in range(3) for k in range(-8, -2)]
+    trials = [("standard", 0, k) for k in range(-9, -2)] + [("mup", seed, k) for seed in range(3) for k in range(-9, -2)]
     for width in (32, 64, 128, 256):  # one compile each
         for rule, seed, k in trials:
             yield {"model.width": width, "parametrization.name": rule, "optim.lr": 2.0**k, "seed": seed}
