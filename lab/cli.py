@@ -309,7 +309,7 @@ def _status(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    kinds = record.STATES
+    kinds = [k for k in record.STATES if any(k in row for row in counts.values())]
     table = Table("population", *kinds, "step", title=f"{study['name']}: {len(states)} trials", title_justify="left")
     for name, row in counts.items():
         table.add_row(name, *(str(row.get(k, "")) for k in kinds), record.progress(folder / name))
@@ -334,6 +334,8 @@ def _transfer(args: argparse.Namespace) -> None:
 
     folder = Path(args.study)
     if args.to and args.over is None and ladder.ladder(record.read_study(folder)) is None:
+        if args.of:
+            raise UserError(f"--of={args.of!r} has no meaning for a study of one size, whose best point is carried whole")
         return print(target.carry(points.read(folder), dict(map(_option, args.to)), args.arm, Path(args.out), lambda c: _size(folder, c)))
     told = transfer.read(folder, args.over, tuple(filter(None, args.of.split(","))))
     print(transfer.text(folder, told))

@@ -176,7 +176,7 @@ def sentences(search: Search, arm: str) -> list[str]:
     p, known = found.point, "one seed, so no interval"
     if found.interval:
         low, high = found.interval
-        known = f"{LEVEL:.0%} interval {low:.4f} to {high:.4f} over {len(p.losses)} seeds"
+        known = f"{LEVEL:.0%} interval {low:.4f} to {high:.4f} over {len(p.losses)} seeds, those that chose it among them"
     said = [f"{arm}: best {search.metric} {p.loss:.4f} ({known}) of {of}: {named(p.values)}."]
     if found.tied is None:
         return [

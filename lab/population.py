@@ -433,6 +433,7 @@ def run(
                     raise Preempted
         state = pop.state(carry)
         if last < t["steps"] and start < last:  # what goes on begins from it
+            log.flush()  # as above
             keep.save(last, state)
             keep.wait()
     finally:

@@ -46,11 +46,11 @@ class Findings(NamedTuple):
 def find(folder: Path, over: str | None = None) -> Findings:
     """Read a study's records and fit what they allow; `over` is the swept key whose values are the sizes, found where not given."""
     folder, study = Path(folder), record.read_study(folder)
-    search = points.read(folder) if points.is_search(study) else None
-    if search is None:
-        lad = ladder.read(folder, ladder.asked(study, over, ())[0] if over else ladder.ladder(study))
-    else:
-        lad = ladder.Ladder(study, search.metric, None, search.keys, search.trials, {})
+    if over == ladder.RATE:
+        raise UserError(f"--over: {over} is what is tuned at every size; expected a size such as model.depth")
+    size = ladder.asked(study, over, ())[0] if over else ladder.ladder(study)
+    search = points.read(folder) if over is None and points.is_search(study) else None
+    lad = ladder.Ladder(study, search.metric, None, search.keys, search.trials, {}) if search else ladder.read(folder, size)
     transfers, rungs, laws, held = {}, {}, {}, {}
     for arm, c in lad.curves.items():
         t = transfers[arm] = transfer(**c)

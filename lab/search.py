@@ -13,7 +13,6 @@ from scipy.stats import qmc
 from lab.errors import UserError, unknown
 
 SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler"}  # Optuna's, by the names of their classes
-SAME = ("seed", "arm")  # what a point may have beside its hyperparameters
 
 
 class Interval(NamedTuple):
@@ -77,8 +76,9 @@ def random(space: Space, n: int, seed: int = 0) -> list[dict[str, Any]]:
 
 
 class Tried(NamedTuple):
-    """What became of one point, whatever its seeds."""
+    """What became of one point of an arm, whatever its seeds."""
 
+    arm: str
     values: dict[str, Any]
     state: str  # that of its worst seed
     loss: float | None  # mean over seeds
@@ -87,16 +87,16 @@ class Tried(NamedTuple):
 
 
 def tried(history: Iterable[dict], keys: Iterable[str] | None = None) -> list[Tried]:
-    """The points of a history in the order they were tried, by their values of `keys` (default: all but seed and arm)."""
+    """The points of a history in the order they were tried, by arm and by their values of `keys` (default: all but the seed)."""
     keys, groups = None if keys is None else set(keys), {}
     for h in history:
-        values = {k: v for k, v in h["point"].items() if (k in keys if keys is not None else k not in SAME)}
-        groups.setdefault(tuple(sorted(values.items(), key=lambda x: x[0])), []).append(h)
+        values = {k: v for k, v in h["point"].items() if (k in keys if keys is not None else k != "seed")}
+        groups.setdefault((h["arm"], tuple(sorted(values.items(), key=lambda x: x[0]))), []).append(h)
     out = []
-    for values, mine in groups.items():
+    for (arm, values), mine in groups.items():
         state = next(s for s in ("diverged", "stopped", "done") if any(h["state"] == s for h in mine))
         loss = None if state == "diverged" else float(np.mean([h["loss"] for h in mine]))
-        out.append(Tried(dict(values), state, loss, min(h["step"] for h in mine), tuple(sorted(h["seed"] for h in mine))))
+        out.append(Tried(arm, dict(values), state, loss, min(h["step"] for h in mine), tuple(sorted(h["seed"] for h in mine))))
     return out
 
 
@@ -121,6 +121,10 @@ def propose(
     if sampler not in SAMPLERS:
         raise unknown("search.propose: sampler", sampler, SAMPLERS)
     known = [t for t in tried(history, space) if _inside(space, t.values)]
+    if len(several := dict.fromkeys(t.arm for t in known)) > 1:
+        raise UserError(
+            f"search.propose: the history has arms {', '.join(several)}; give it that of one, as [h for h in history if h['arm'] == ...]"
+        )
     left = each * rounds - len(known)
     if not known or left <= 0:
         return random(space, each, seed) if not known else []
@@ -153,9 +157,10 @@ def propose(
 
 
 def again(history: Sequence[dict], k: int, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """The best `k` points tried, on further `seeds`: the best of many noisy losses is too good to be true, and fresh seeds are not.
+    """The best `k` points of each arm, on further seeds: the best of many noisy losses is too good to be true, and fresh seeds are not.
 
     The best are told by other seeds than these, so that they stay the same once these are there.
     """
-    first = [t for t in tried(h for h in history if h["seed"] not in seeds) if t.state == "done"]
-    return [t.values | {"seed": s} for t in sorted(first, key=lambda t: t.loss)[:k] for s in seeds]
+    first = sorted((t for t in tried(h for h in history if h["seed"] not in seeds) if t.state == "done"), key=lambda t: t.loss)
+    arms = dict.fromkeys(t.arm for t in first)
+    return [t.values | {"seed": s} for arm in arms for t in [t for t in first if t.arm == arm][:k] for s in seeds]

@@ -112,14 +112,14 @@ def load(path: str, overrides: Iterable[str] = ()) -> Experiment:
         except UserError:
             raise
         except Exception as e:
-            raise UserError(f"experiment file {path!r} fails: {type(e).__name__}: {str(e).splitlines()[0]}") from e
+            raise UserError(f"experiment file {path!r} fails: {type(e).__name__}: {next(iter(str(e).splitlines()), '')}") from e
 
     called(lambda: spec.loader.exec_module(module))
     if not hasattr(module, "get_config"):
         raise UserError(f"experiment file {path!r} has no function get_config(); expected one that returns a ConfigDict")
     config = _complete(called(module.get_config))
     sweep = getattr(module, "sweep", lambda: [{}])
-    rounds = any(p.default is p.empty for p in inspect.signature(sweep).parameters.values())
+    rounds = "history" in inspect.signature(sweep).parameters
     text, asked = file.read_text(), _override(config, overrides)
 
     def at(history: list[dict]) -> Experiment:

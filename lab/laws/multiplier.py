@@ -58,9 +58,11 @@ class Multiplier(NamedTuple):
     @property
     def vanishes(self) -> float:
         """FLOPs of the baseline at which k is 1; NaN where it is not on its way there."""
-        trend = self.trend[0]
-        k = self.at(self.high)[0]
-        return float(self.high * k ** (-1 / trend)) if trend * np.log(k) < 0 else np.nan
+        trend, log_k = self.trend[0], np.log(self.at(self.high)[0])
+        if trend * log_k >= 0:
+            return np.nan
+        with np.errstate(over="ignore"):  # one that hardly moves gets there at no number of FLOPs
+            return float(np.exp(np.log(self.high) - log_k / trend))
 
 
 def _factor(law: np.ndarray, centre: float, flops: float) -> np.ndarray:

@@ -6,7 +6,7 @@ import pytest
 
 from lab.errors import UserError
 from lab.laws import points
-from lab.laws.multiplier import FADES, GROWS, HOLDS, common, multiplier
+from lab.laws.multiplier import FADES, GROWS, HOLDS, Multiplier, common, multiplier
 
 LAW = published.COMPUTE["GIDD masked"]
 
@@ -42,6 +42,13 @@ def test_a_trend_is_told_with_where_it_vanishes():
         gone = middle * 3.0 ** (1 / 0.15)
         assert np.isnan(found.vanishes) if trend > 0 else np.log10(found.vanishes) == pytest.approx(np.log10(gone), abs=0.5)
     assert multiplier(*pair(1 / 3.0, -0.15, noise=1e-5)).verdict == GROWS  # further from 1 with scale, to the worse
+
+
+def test_one_that_hardly_moves_vanishes_nowhere():
+    law = np.array([0.0, 1.0, 0.9, 0.3, 0.3 * (1 - 1e-5)])  # k falls as C^-1e-5
+    found = Multiplier(law, law[None], 0.0, 1.0, 10.0, 1.0, 0.0)
+    assert found.trend[0] * np.log(found.at(10.0)[0]) < 0
+    assert found.vanishes == np.inf
 
 
 def test_shared_noise_narrows_the_interval():

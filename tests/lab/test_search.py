@@ -120,3 +120,15 @@ def test_the_last_round_may_be_small_and_choices_do_not_come_twice():
     asked = search.propose(space, [told(p, 1.0) for p in seen], each=8, rounds=4)
     rows = [tuple(p.items()) for p in seen + asked]
     assert len(set(rows)) == len(rows)
+
+
+def test_arms_are_told_apart_and_the_best_of_each_go_on():
+    history = [
+        {"point": {"x": x, "arm": a}, "seed": 0, "arm": a, "state": "done", "loss": sign * x, "step": 9}
+        for a, sign in (("up", 1), ("down", -1))
+        for x in (1.0, 2.0)
+    ]
+    assert [t.seeds for t in search.tried(history)] == [(0,)] * 4
+    assert search.again(history, 1, (1,)) == [{"x": 2.0, "arm": "down", "seed": 1}, {"x": 1.0, "arm": "up", "seed": 1}]
+    with pytest.raises(UserError, match="arms up, down"):
+        search.propose({"x": search.linear(0, 3)}, history, each=2, rounds=4)
