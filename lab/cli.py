@@ -13,6 +13,7 @@ from typing import NoReturn
 from lab.errors import UserError, unknown
 
 ROOT = Path(__file__).resolve().parent.parent
+RUNS = "folder of a study, or of runs that `lab records add` brought in"
 
 
 class Parser(argparse.ArgumentParser):
@@ -77,15 +78,28 @@ def _parser() -> argparse.ArgumentParser:
     batch = command("batch", _batch, "steps and examples to a loss over batch sizes; the critical batch size", "study", "folder of a study")
     batch.add_argument("--target", type=float, metavar="LOSS", help="of averaged weights (default: the least that every batch comes to)")
     batch.add_argument("--out", help="figure to write (default: batch.png in the study's folder)")
-    law = command("fit", _fit, "laws of loss by size, data and FLOPs, with intervals, of each arm", "study", "folder of a study")
+    law = command("fit", _fit, "laws of loss by size, data and FLOPs, with intervals, of each arm", "study", RUNS)
     law.add_argument("--out", default="law.png", help="figure to write (default: law.png)")
-    ahead = command("forecast", _forecast, "loss, best size and data of a budget, with intervals", "study", "folder of a study")
+    law.add_argument("--points", metavar="FILE", help="write the points used and what was left out, as .csv or .json")
+    law.add_argument("--methods", action="store_true", help="print a paragraph for a paper's section of methods")
+    ahead = command("forecast", _forecast, "loss, best size and data of a budget, with intervals", "study", RUNS)
     ahead.add_argument("--flops", type=float, required=True, help="training FLOPs of the run, such as 1e20")
     for sub in (law, ahead):
         sub.add_argument("--arm", default="", help="the arm alone (default: every arm)")
-    rival = command("compare", _compare, "how many times fewer FLOPs an arm needs for a baseline's loss", "study", "folder of a study")
+    rival = command("compare", _compare, "how many times fewer FLOPs an arm needs for a baseline's loss", "study", RUNS)
     rival.add_argument("--base", required=True, metavar="ARM", help="the baseline")
     rival.add_argument("--arm", default="", help="the arm held against it (default: the other one of two)")
+    brought = command(
+        "records", _records, "bring in runs of others (CSV, parquet, JSON lines) for fit, forecast and compare", "action", "add"
+    )
+    brought.add_argument("files", nargs="+", metavar="FILE", help=".csv, .parquet or .jsonl")
+    brought.add_argument("--to", required=True, metavar="DIR", help="folder of the runs, made where there is none, else added to")
+    about = "loss, flops, params, examples, run, arm, seed, convention, device, precision or data, and the files' column of it"
+    brought.add_argument("--map", action="append", default=[], metavar="KEY=COLUMN", help=about)
+    brought.add_argument("--at", default="last", help="a run's end: its last row, its best, or each row a run's (default: last)")
+    brought.add_argument("--flops", default="", metavar="6ND", help="make FLOPs of params and examples where no column has them")
+    brought.add_argument("--convention", default="", metavar="TEXT", help="how FLOPs are counted")
+    brought.add_argument("--arm", default="", metavar="NAME", help="arm of all runs of these files")
     sample = command("sample", _sample, "a grid of samples of a study's best model", "study", "folder of a study")
     sample.add_argument("-n", type=int, default=32, help="how many")
     sample.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a caption to sample by, in turn; needs the data")
@@ -368,6 +382,26 @@ def _fit(args: argparse.Namespace) -> None:
     print(fit.text(Path(args.study), told))
     if any(t.laws for t in told.arms.values()):
         print(f"figure: {fit.figure(told, Path(args.out))}")
+    if args.points:
+        print(f"points: {fit.write_points(told, Path(args.points))}")
+    if args.methods:
+        print(f"\n{fit.methods(told)}")
+
+
+def _records(args: argparse.Namespace) -> None:
+    if args.action != "add":
+        raise unknown("lab records", args.action, ["add"])
+    from lab import bring
+
+    columns = {}
+    for text in args.map:
+        key, _, column = text.partition("=")
+        if not column or key in columns:
+            raise UserError(
+                f"--map {text!r} {'names a key twice' if key in columns else 'is malformed'}; expected KEY=COLUMN such as loss=val/loss"
+            )
+        columns[key] = column
+    print("\n".join(bring.add(args.files, Path(args.to), bring.How(columns, args.at, args.flops, args.convention, args.arm))))
 
 
 def _forecast(args: argparse.Namespace) -> None:

@@ -1,13 +1,16 @@
 """Records -> laws of loss in words: `lab fit`, `lab forecast` and `lab compare` print them. No jax here."""
 
+import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 
-from lab import figures, ladder, record, report
+from lab import bring, figures, ladder, record, report
 from lab.errors import UserError, unknown
+from lab.files import write_json
 from lab.laws import allocation
 from lab.laws.fits import FORMS, LEVEL, Fit, cost_of_floor, span
 from lab.laws.forecast import LEVELS, Forecast, Laws, forecast, frontier, laws
@@ -39,25 +42,34 @@ class Study(NamedTuple):
 
 
 def read(folder: Path, only: str = "") -> Study:
-    """Fit the laws that a study's records tell, of every arm or of the one named."""
-    folder, study = Path(folder), record.read_study(folder)
-    metric, known = study["config"]["eval"]["metric"], report.floor(study)
-    floor, arms = known and known[0], {}
-    for arm, (kind, table, notes) in _tables(folder, study, metric).items():
-        arms[arm] = _told(kind, table, notes, floor)
+    """Fit the laws that a study's records tell, or runs of others in a folder, of every arm or of the one named."""
+    metric, floor, tables = _read(folder)
+    arms = {arm: _told(kind, table, notes, floor) for arm, (kind, table, notes) in tables.items()}
     if only and only not in arms:
         raise unknown("--arm", only, arms)
     return Study(metric, floor, {k: v for k, v in arms.items() if only in ("", k)})
 
 
+def _read(folder: Path) -> tuple[str, float | None, dict[str, tuple[str, dict, tuple[str, ...]]]]:
+    """Metric, known floor and tables of a folder: of a study's records, or of the runs of others as they are."""
+    folder = Path(folder)
+    if bring.has(folder):
+        return bring.read(folder)["metric"], None, {arm: ("", *told) for arm, told in bring.tables(folder).items()}
+    study = record.read_study(folder)
+    metric, known = study["config"]["eval"]["metric"], report.floor(study)
+    return metric, known and known[0], _tables(folder, study, metric)
+
+
 def _told(kind: str, table: dict, notes: tuple[str, ...], floor: float | None) -> Told:
     if not table["loss"]:
         return Told(None, None, kind, notes, "no size has all trials of a seed done")
+    p = None
     try:
         p = points(table)
-        return Told(p, laws(p, floor), kind, (*notes, *(f"left out: {why}" for why in p.left_out)), "")
+        notes = (*notes, *(f"left out: {why}" for why in p.left_out))
+        return Told(p, laws(p, floor), kind, notes, "")
     except UserError as e:
-        return Told(None, None, kind, notes, str(e))
+        return Told(p, None, kind, notes, str(e))
 
 
 def _tables(folder: Path, study: dict, metric: str) -> dict[str, tuple[str, dict, tuple[str, ...]]]:
@@ -211,6 +223,88 @@ def _notes(t: Told) -> list[str]:
     return [f"  {note}" for note in t.notes]
 
 
+def methods(told: Study) -> str:
+    """What `lab fit --methods` prints: a paragraph an arm, of the law that goes first, as a paper's section of methods has it.
+
+    Raises:
+      UserError: no arm has a law.
+    """
+    said = []
+    for arm, t in told.arms.items():
+        if t.laws is None:
+            continue
+        f, p = t.laws.fits[0], t.points
+        k, held = len(f.variables), next((h for h in t.laws.told if h.form == f.form), None)
+        names = "EABab" if k == 2 else "EAa"
+        terms = " + ".join(f"{names[1 + i]} {NAMES[v]}^-{names[1 + k + i]}" for i, v in enumerate(f.variables))
+        values = [f"{names[1 + k + i]} = {e:.3g} ({_span(f.interval(1 + k + i), '.3g')})" for i, e in enumerate(f.exponents)]
+        fitted = FORMS[f.form].floor and f.floor is None
+        if FORMS[f.form].floor:
+            values.insert(0, f"E = {f.value[0]:.4g} ({_span(f.interval(0)) if fitted else 'known, not fitted'})")
+        of = "" if len(f.points.loss) == len(p.loss) else f"the best of each budget, {len(f.points.loss)} of "
+        left = [note.removeprefix("left out: ") for note in t.notes if note.startswith("left out: ")]
+        noise = f.points.offset > 0
+        lines = [
+            f"For {arm!r} we fitted {told.metric} = {'E + ' if FORMS[f.form].floor else ''}{terms} (N trained parameters, D examples seen, C training FLOPs) to {of}{len(p.loss)} points",
+            f"({p.count.sum():.0f} runs, {p.flops.min():.3g} to {p.flops.max():.3g} FLOPs; runs of one size and horizon pooled as the mean of log loss)",
+            f"by least squares of log residuals{', those of more runs weighing more' if np.ptp(f.weight) else ''}, started by variable projection over a grid of exponents and descended by Levenberg-Marquardt in all parameters.",
+            f"Intervals in brackets are central {LEVEL:.0%} quantiles of {len(f.draws):,} refits to the fitted law plus noise of what it leaves ({f.sd:.2%}, its size drawn by chi squared with {f.freedom} degrees of freedom)"
+            + (f" and of levels that runs of a seed share ({f.points.offset:.2%})." if noise else "."),
+            f"We found {', '.join(values)}, with {formula(f)} as the law.",
+        ]
+        if held:
+            lines.append(
+                f"Fitted to the smaller budgets alone, in {held.splits} splits, it foretold the larger ones to {held.error:.2%} (root mean square); {held.covered:.0%} of them lay within its {LEVEL:.0%} interval of one run."
+            )
+        else:
+            lines.append("No larger budget could be held out, so the law is provisional.")
+        lines.append(f"Left out were: {'; '.join(left)}." if left else "No run was left out.")
+        lines.append(f"FLOPs are counted so: {p.convention}.")
+        lines.append(f"Scaling Lab {f.code}, numpy {np.__version__}, scipy {scipy.__version__}; SHA-256 of the runs {p.data}.")
+        said.append(" ".join(lines))
+    if not said:
+        raise _lawless(told, "describe")
+    return "\n\n".join(said)
+
+
+def _lawless(told: Study, what: str) -> UserError:
+    return UserError(f"no arm has a law to {what}: " + "; ".join(f"{arm}: {t.refused}" for arm, t in told.arms.items()))
+
+
+def write_points(told: Study, path: Path) -> Path:
+    """Write the points that laws are fitted to, and what was left out and why: JSON with what is known of them, or CSV with a row for each left out.
+
+    Raises:
+      UserError: another suffix than .csv or .json.
+    """
+    path = Path(path)
+    if path.suffix not in (".csv", ".json"):
+        raise unknown("--points: kind of file", path.suffix, (".csv", ".json"))
+    if not path.parent.is_dir():
+        raise UserError(f"--points {str(path)!r}: folder {str(path.parent)!r} does not exist")
+    rows, out = [], {}
+    for arm, t in told.arms.items():
+        p, mine = t.points, []
+        if p is not None:
+            for values in zip(p.flops, p.params, p.examples, p.loss, p.count, strict=True):
+                cell = {
+                    k: float(v) if np.isfinite(v) else None for k, v in zip(("flops", "params", "examples", "loss"), values, strict=False)
+                }
+                mine.append({"arm": arm, **cell, "runs": int(values[-1])})
+        left = [note.removeprefix("left out: ") for note in t.notes if note.startswith("left out: ")]
+        about = {"convention": p.convention, "data": p.data} if p is not None else {"refused": t.refused}
+        out[arm] = about | {"points": mine, "left_out": left}
+        rows += mine + [{"arm": arm, "left_out": why} for why in left]
+    if path.suffix == ".json":
+        write_json(path, {"metric": told.metric, "arms": out})
+    else:
+        with path.open("w", newline="") as f:
+            table = csv.DictWriter(f, ("arm", "flops", "params", "examples", "loss", "runs", "left_out"))
+            table.writeheader()
+            table.writerows(rows)
+    return path
+
+
 def foretold(told: Study, flops: float) -> dict[str, Forecast]:
     """Arm -> its forecast of a budget, of the arms that have a law.
 
@@ -219,7 +313,7 @@ def foretold(told: Study, flops: float) -> dict[str, Forecast]:
     """
     able = {arm: t for arm, t in told.arms.items() if t.laws is not None}
     if not able:
-        raise UserError("no arm has a law to forecast from: " + "; ".join(f"{arm}: {t.refused}" for arm, t in told.arms.items()))
+        raise _lawless(told, "forecast from")
     return {arm: forecast(t.laws, flops) for arm, t in able.items()}
 
 
@@ -251,12 +345,7 @@ def compare(folder: Path, base: str, arm: str = "") -> str:
     Raises:
       UserError: an arm is not there, tells no law, or is of another objective or floor.
     """
-    folder, study = Path(folder), record.read_study(folder)
-    metric, known, tables = (
-        study["config"]["eval"]["metric"],
-        report.floor(study),
-        _tables(folder, study, study["config"]["eval"]["metric"]),
-    )
+    metric, floor, tables = _read(folder)
     if not arm and len(tables) == 2:
         arm = next((a for a in tables if a != base), "")
     for key, name in (("--base", base), ("--arm", arm)):
@@ -268,7 +357,7 @@ def compare(folder: Path, base: str, arm: str = "") -> str:
         raise UserError(f"{base} is of {tables[base][0]} and {arm} of {tables[arm][0]}: losses of two objectives are not compared")
     ends = [frontier(points(tables[a][1])) for a in (base, arm)]
     shared = common(*_paired([tables[a][1] for a in (base, arm)], ends))
-    found = multiplier(*ends, known and known[0], shared)
+    found = multiplier(*ends, floor, shared)
 
     def at(flops: float) -> str:
         k, bounds = found.at(flops)
@@ -284,7 +373,7 @@ def compare(folder: Path, base: str, arm: str = "") -> str:
         + (f", and would be 1 at {found.vanishes:.2g}" if np.isfinite(found.vanishes) else "")
     )
     said.append(
-        f"  best of {len(ends[0].loss)} and {len(ends[1].loss)} budgets; {'floor known' if known else 'one floor for both, fitted'}; noise shared by seed: {shared:.2f}"
+        f"  best of {len(ends[0].loss)} and {len(ends[1].loss)} budgets; {'floor known' if floor is not None else 'one floor for both, fitted'}; noise shared by seed: {shared:.2f}"
     )
     return "\n".join(said + [f"  {a}: {note}" for a in (base, arm) for note in tables[a][2]])
 
@@ -317,7 +406,7 @@ def figure(told: Study, path: Path) -> Path:
         rows = [forecast(t.laws, c) for c in span_]
         bands[arm] = span_, *(np.array(v) for v in zip(*((r.loss, *r.law[-1]) for r in rows), strict=True))
     if not shown:
-        raise UserError("no arm has a law to draw: " + "; ".join(f"{arm}: {t.refused}" for arm, t in told.arms.items()))
+        raise _lawless(told, "draw")
     with figures.style():
         figures.band(shown, bands, told.metric, told.floor).savefig(path)
     return Path(path)

@@ -27,6 +27,7 @@ FLOORS = {
     "lab.fit": 8.2,  # laws in words; asks report for the least possible loss
     "lab.study": 7,
     "lab.ladder": 7,
+    "lab.bring": 7,  # runs of others, as ladder has a study's
     "lab.points": 7.2,  # a search's points, from ladder's rows
     "lab.figures": 7,  # drawn by report from records and laws
     "lab.verdict": 6.7,
@@ -157,6 +158,7 @@ def test_analysis_runs_where_jax_is_not_installed():
             "lab.laws.forecast",
             "lab.laws.multiplier",
             "lab.fit",
+            "lab.bring",
             "lab.record",
             "lab.search",
             "lab.target",

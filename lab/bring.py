@@ -1,0 +1,287 @@
+"""Runs of others -> a folder that laws are fitted to: CSV, parquet or JSON lines, read through a map of columns. No jax here.
+
+The folder holds one file, points.json: `runs`, one row each with the columns that lab/laws/points.py declares, and `files`, which they were read from
+(SHA-256) and how (map, convention and the rest). It is written whole, after all that was given has been read and held against what is there.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lab import record
+from lab.errors import UserError, unknown
+from lab.files import sha256, write_json
+from lab.laws.points import ALIKE, COLUMNS, NUMBERS
+
+FILE = "points.json"
+SCHEMA = 1
+KEYS = ("run", *COLUMNS)  # what a column may be mapped to
+AT = ("last", "best", "each")
+SIXND = "6ND"
+CONVENTION = "6ND: 6 x params x examples, as mapped"
+UNTOLD = "not told"
+ABSENT = ("", "null", "none", "n/a", "-")  # cells in which nothing was logged; NaN is a loss that was
+WHOLE = "all"  # the arm of runs of which none was told
+Values = dict[str, list]  # column -> a value a row; None where nothing was logged
+
+
+class How(NamedTuple):
+    """How the columns of a file are to be read; fields are those of `lab records add`."""
+
+    map: Mapping[str, str]  # of KEYS -> the file's column
+    at: str = "last"  # which row of a run is its end; 'each': every row is a run's
+    flops: str = ""  # '6ND': made of params and examples
+    convention: str = ""  # how FLOPs were counted, in words
+    arm: str = ""  # of all runs of the file
+
+
+def has(folder: Path) -> bool:
+    """Whether a folder holds runs that were brought in."""
+    return (Path(folder) / FILE).exists()
+
+
+def read(folder: Path) -> dict:
+    """points.json of a folder: `schema`, `metric`, `files` and `runs`."""
+    found = record.read_json(Path(folder) / FILE)
+    if found.get("schema") != SCHEMA:
+        raise UserError(f"runs {str(folder)!r} have schema {found.get('schema')!r}; this version reads schema {SCHEMA}")
+    return found
+
+
+def tables(folder: Path) -> dict[str, tuple[dict[str, list], tuple[str, ...]]]:
+    """Arm -> a table as `points` takes it, and notes of what diverged and what was read."""
+    found, out = read(folder), {}
+    for arm in sorted({r["arm"] for r in found["runs"]}):
+        mine = [r for r in found["runs"] if r["arm"] == arm]
+        rows = [r for r in mine if r["flops"] is not None]
+        keep = [k for k in COLUMNS if k != "arm" and (k not in ALIKE or any(r[k] for r in mine))]
+        table = {k: [np.nan if k in NUMBERS and r[k] is None else r[k] for r in rows] for k in keep}
+        gone = [r["run"] for r in mine if r["loss"] is None]
+        notes = (f"left out: as diverged, without a finite loss: {', '.join(gone)}",) if gone else ()
+        files = [f for f in found["files"] if f["sha256"] in {r["file"] for r in mine}]
+        out[arm] = table, (*notes, *(f"from {f['file']}: {f['map']['loss']!r} of {f['runs']} runs, {_where(f['at'])}" for f in files))
+    return out
+
+
+def _where(at: str) -> str:
+    return {"last": "each at its last row", "best": "each at its row of least loss", "each": "a row each"}[at]
+
+
+def add(files: Sequence[str], folder: Path, how: How) -> list[str]:
+    """Bring runs of files into a folder, which is made where there is none; nothing is written where anything is wrong.
+
+    Returns:
+      What is to be told, a line each.
+
+    Raises:
+      UserError: a file, column or value that cannot be read; a file read otherwise before, a run that is there, or FLOPs of another convention.
+    """
+    _checked(how)
+    folder = Path(folder)
+    if (folder / "study.json").exists():
+        raise UserError(f"--to {str(folder)!r} is a study of the lab's own; give runs of others a folder of their own")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--to {str(folder)!r} is a file; runs are brought into a folder")
+    readers = [_reader(Path(f)) for f in files]
+    folder.mkdir(parents=True, exist_ok=True)
+    with record.Lock(folder):
+        now = read(folder) if has(folder) else {"schema": SCHEMA, "metric": how.map["loss"], "files": [], "runs": []}
+        said = []
+        for path, reader in zip(files, readers, strict=True):
+            mark, settings = sha256(Path(path)), json.loads(json.dumps(how._asdict()))
+            if before := next((f for f in now["files"] if f["sha256"] == mark), None):
+                if {k: before[k] for k in settings} != settings:
+                    raise UserError(f"file {path!r} is in {str(folder)!r} already, read otherwise; to read it anew delete {folder / FILE}")
+                said.append(f"{path}: there already")
+                continue
+            runs = _runs(path, reader, how)
+            _joins(runs, now["runs"], str(folder))
+            now["runs"] += [r | {"file": mark} for r in runs]
+            now["files"].append({"file": path, "sha256": mark, "runs": len(runs)} | settings)
+            said += _told(path, runs)
+        write_json(folder / FILE, now)
+    arms = sorted({r["arm"] for r in now["runs"]})
+    return [*said, f"{folder}: {len(now['runs'])} runs; arms: {', '.join(arms)}"]
+
+
+def _checked(how: How) -> None:
+    """UserError where the settings do not go together."""
+    for key in how.map:
+        if key not in KEYS:
+            raise unknown("--map: column of the table", key, KEYS)
+    if "loss" not in how.map:
+        raise UserError("--map loss=COLUMN is missing; a law of loss needs it")
+    if how.at not in AT:
+        raise unknown("--at", how.at, AT)
+    if how.flops not in ("", SIXND):
+        raise unknown("--flops", how.flops, [SIXND])
+    if ("flops" in how.map) == bool(how.flops):
+        raise UserError(
+            f"FLOPs are told by either --map flops=COLUMN or --flops {SIXND}; {'both were' if how.flops else 'neither was'} given"
+        )
+    if how.flops and (missing := [k for k in ("params", "examples") if k not in how.map]):
+        raise UserError(f"--flops {SIXND} needs --map {missing[0]}=COLUMN")
+    if (bool(how.convention) + bool(how.flops) + ("convention" in how.map)) > 1:
+        raise UserError(f"how FLOPs are counted is told once: by --convention, --map convention=COLUMN or --flops {SIXND}")
+    if how.arm and "arm" in how.map:
+        raise UserError("the arm is told once: by --arm or --map arm=COLUMN")
+
+
+def _csv(path: Path, wanted: set[str]) -> tuple[list[str], Values]:
+    with path.open(newline="", encoding="utf-8-sig") as f:
+        lines = csv.reader(f, strict=True)
+        names, rows = next(lines, []), [line for line in lines if line]
+    for i, row in enumerate(rows):
+        if len(row) != len(names):
+            raise UserError(f"file {str(path)!r}, row {i + 1}: {len(row)} cells under a header of {len(names)}")
+    return names, {n: [row[j] for row in rows] for j, n in enumerate(names) if n in wanted}
+
+
+def _parquet(path: Path, wanted: set[str]) -> tuple[list[str], Values]:
+    table = pq.read_table(path, partitioning=None)  # a folder named a=b is no column
+    return table.column_names, {n: table.column(j).to_pylist() for j, n in enumerate(table.column_names) if n in wanted}
+
+
+def _lines(path: Path, wanted: set[str]) -> tuple[list[str], Values]:
+    rows = [_flat(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    names = list(dict.fromkeys(k for row in rows for k in row))
+    return names, {n: [row.get(n) for row in rows] for n in names if n in wanted}
+
+
+def _flat(value: dict, before: str = "") -> dict[str, Any]:
+    """{'summary.val/loss': 2.0} of {'summary': {'val/loss': 2.0}}."""
+    out = {}
+    for k, v in value.items():
+        out |= _flat(v, f"{before}{k}.") if isinstance(v, dict) else {before + k: v}
+    return out
+
+
+READERS: dict[str, Callable[[Path, set[str]], tuple[list[str], Values]]] = {".csv": _csv, ".parquet": _parquet, ".jsonl": _lines}
+
+
+def _reader(path: Path) -> Callable[[Path, set[str]], tuple[list[str], Values]]:
+    if not path.is_file():
+        raise UserError(f"file {str(path)!r} {'is a folder; name its files' if path.is_dir() else 'does not exist'}")
+    if "tfevents" in path.name:
+        raise UserError(
+            f"event file {str(path)!r} is not read here; write its scalars as CSV first, as by tbparse: SummaryReader(DIR, pivot=True).scalars.to_csv(FILE)"
+        )
+    if path.suffix not in READERS:
+        raise unknown(f"kind of file {str(path)!r}:", path.suffix, READERS)
+    return READERS[path.suffix]
+
+
+def _columns(path: str, reader: Callable, how: How) -> Values:
+    """Key of the map -> the file's values."""
+    try:
+        names, found = reader(Path(path), set(how.map.values()))
+    except (csv.Error, ValueError, AttributeError, OSError, pa.ArrowException) as e:
+        raise UserError(f"file {path!r} cannot be read as {Path(path).suffix[1:]}: {str(e).splitlines()[0]}") from None
+    for key, name in how.map.items():
+        if name not in found:
+            raise unknown(f"--map {key}: column of {path!r}", name, names)
+        if names.count(name) > 1:
+            raise UserError(f"--map {key}: file {path!r} has {names.count(name)} columns {name!r}")
+    if not found[how.map["loss"]]:
+        raise UserError(f"file {path!r} has no rows")
+    out = {}
+    for key, name in how.map.items():
+        values = [None if v is None or (isinstance(v, str) and v.strip().lower() in ABSENT) else v for v in found[name]]
+        if key in NUMBERS or key == "seed":
+            out[key] = [v if v is None else _number(v, f"file {path!r}, row {i + 1}: {name!r}") for i, v in enumerate(values)]
+        else:
+            out[key] = [v if v is None else str(v) for v in values]
+    return out
+
+
+def _number(value: Any, where: str) -> float:
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        return float(value)
+    except (TypeError, ValueError):
+        raise UserError(f"{where} is {value!r}; expected a number") from None
+
+
+def _runs(path: str, reader: Callable, how: How) -> list[dict]:
+    """A row of the table for every run of a file."""
+    values = _columns(path, reader, how)
+    groups: dict[str, list[int]] = {}
+    for i in range(len(values["loss"])):
+        if "run" in values:
+            if (name := values["run"][i]) is None:
+                raise UserError(f"file {path!r}, row {i + 1}: {how.map['run']!r} is empty; every row is of a run")
+        else:
+            name = f"{path} row {i + 1}" if how.at == "each" else path
+        groups.setdefault(name, []).append(i)
+    if how.at == "each" and (several := [n for n, rows in groups.items() if len(rows) > 1]):
+        raise UserError(
+            f"file {path!r}: run {several[0]!r} has {len(groups[several[0]])} rows, where --at each has every row a run of its own"
+        )
+    return [_run(path, name, {k: [v[i] for i in rows] for k, v in values.items()}, how) for name, rows in groups.items()]
+
+
+def _run(path: str, name: str, rows: Values, how: How) -> dict:
+    """The table's row of a run: its end, and what it says of itself once."""
+    loss = rows["loss"]
+    logged = [i for i, v in enumerate(loss) if v is not None]
+    gone = not logged or not math.isfinite(loss[logged[-1]])
+    at = logged[-1] if logged else len(loss) - 1
+    if how.at == "best" and not gone:
+        at = min((i for i in logged if math.isfinite(loss[i])), key=loss.__getitem__)
+    out = {"run": name, "loss": None if gone else loss[at]}
+    for key in ("params", "seed", "arm", *ALIKE):
+        several = list(dict.fromkeys(v for v in rows.get(key, []) if v is not None))
+        if len(several) > 1:
+            advice = "" if "run" in how.map else "; runs are told apart by --map run=COLUMN, or by --at each where every row is a run's end"
+            raise UserError(f"file {path!r}: run {name!r} has several {how.map[key]!r} ({several[0]}, {several[1]}, ...){advice}")
+        out[key] = several[0] if several else None
+    for key in ("flops", "examples"):  # counters: as far as they had come, in rows of their own it may be
+        out[key] = next((v for v in reversed(rows.get(key, [])[: at + 1]) if v is not None), None)
+    if how.flops and None not in (out["params"], out["examples"]):
+        out["flops"] = 6.0 * out["params"] * out["examples"]
+    for key in NUMBERS:
+        value, column = out[key], how.map.get(key, f"flops by {SIXND}")
+        needed = not gone and (key in how.map or key == "flops")
+        if needed and (value is None or not math.isfinite(value) or value <= 0):
+            raise UserError(
+                f"file {path!r}: run {name!r} has {'no' if value is None else f'{value:g} of'} {column!r} at its end; {key} must be above 0"
+            )
+    if gone and (out["flops"] is None or not math.isfinite(out["flops"])):
+        out["flops"] = None
+    if out["seed"] is not None and not out["seed"].is_integer():
+        raise UserError(f"file {path!r}: run {name!r} has {out['seed']:g} of {how.map['seed']!r}; a seed is a whole number")
+    told = CONVENTION if how.flops else how.convention or out["convention"] or UNTOLD
+    return out | {"seed": int(out["seed"] or 0), "arm": how.arm or out["arm"] or WHOLE, "convention": told}
+
+
+def _joins(runs: list[dict], there: list[dict], folder: str) -> None:
+    """UserError where runs cannot stand in one table with those that are there."""
+    names = {r["run"] for r in there}
+    if again := [r["run"] for r in runs if r["run"] in names]:
+        raise UserError(f"run {again[0]!r} is in {folder!r} already, from another file: it would count twice")
+    if len(several := list(dict.fromkeys(r["convention"] for r in (*there, *runs)))) > 1:
+        raise UserError(
+            f"FLOPs of {folder!r} would be of two conventions, {several[0]!r} and {several[1]!r}; a law is of one: give each a folder"
+        )
+
+
+def _told(path: str, runs: list[dict]) -> list[str]:
+    """What was read of a file, and what is odd of it."""
+    gone = [r["run"] for r in runs if r["loss"] is None]
+    said = [f"{path}: {len(runs)} runs, FLOPs: {runs[0]['convention']}"]
+    if gone:
+        said.append(f"  diverged, as they have no finite loss: {', '.join(gone)}")
+    each = [r["flops"] / r["params"] / r["examples"] for r in runs if r["loss"] is not None and None not in (r["params"], r["examples"])]
+    if each and np.median(each) < 1:
+        said.append(
+            f"  note: a run has {np.median(each):.2g} FLOPs a parameter and example, where 6 are usual: is a column in thousands, millions or such?"
+        )
+    return said

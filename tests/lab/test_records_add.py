@@ -1,0 +1,324 @@
+"""`lab records add`: runs of others come in by a map of columns, laws of them are told without jax, and every mistake is one line."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import published
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lab import bring, cli, fit
+from lab.laws.points import points
+
+TRUTH = published.BESIROGLU
+MAP = {"run": "Name", "loss": "summary.val/loss", "params": "config.n_params", "examples": "summary.tokens", "seed": "config.seed"}
+WITHOUT_JAX = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("jax", "jaxlib", "flax", "optax", "orbax", "grain"):
+            raise ModuleNotFoundError(f"blocked: {name}", name=name)
+sys.meta_path.insert(0, Block())
+import json
+from lab.cli import main
+for args in json.loads(sys.argv[1]):
+    print("$", *args)
+    assert main(args) == 0
+assert not any(m.split(".")[0] in ("jax", "flax") for m in sys.modules)
+"""
+
+
+def lab(capsys, *args):
+    """(exit code, standard output, standard error) of `lab`."""
+    code = cli.main([*map(str, args)])
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+def mapped(columns=MAP, **more):
+    return [a for k, v in (columns | more).items() for a in ("--map", f"{k}={v}")]
+
+
+def simulated(seeds=2, noise=3e-3, draw=1):
+    """One row a run, with the names that a table exported from W&B has, and columns that nobody asked for."""
+    rows = published.table(TRUTH, published.isoflop(TRUTH), noise, np.random.default_rng(draw), seeds)
+    n = len(rows["loss"])
+    return {
+        "Name": [f"run-{i}" for i in range(n)],
+        "State": ["finished"] * n,
+        "summary.val/loss": rows["loss"].tolist(),
+        "summary.tokens": rows["examples"].tolist(),
+        "config.n_params": rows["params"].tolist(),
+        "config.seed": rows["seed"].tolist(),
+        "summary.total_flops": rows["flops"].tolist(),
+    }
+
+
+def write(path, columns):
+    """Columns as a file of the suffix's kind."""
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table(columns), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    else:
+        with path.open("w", newline="") as f:
+            table = csv.DictWriter(f, columns, quoting=csv.QUOTE_ALL)
+            table.writeheader()
+            table.writerows(rows)
+    return path
+
+
+def histories(runs, length=4):
+    """Histories of `runs` (name -> params, final loss) in one table: losses fall, counters grow, evaluation is logged on some rows alone."""
+    out = {"run": [], "size": [], "flops": [], "loss": []}
+    for name, (size, loss) in runs.items():
+        for i in range(length + 1):
+            out["run"].append(name)
+            out["size"].append(size)
+            out["flops"].append(1e6 * size * i)
+            out["loss"].append(None if i % 2 else loss + length - i)
+    return out
+
+
+def test_laws_of_anothers_runs_are_told_where_jax_is_not_installed(tmp_path):
+    file, folder = write(tmp_path / "wandb.csv", simulated()), tmp_path / "theirs"
+    commands = (
+        ["records", "add", file, "--to", folder, *mapped(), "--flops", "6ND"],
+        ["fit", folder, "--out", tmp_path / "law.png", "--points", tmp_path / "points.json", "--methods"],
+        ["forecast", folder, "--flops", "1e23"],
+    )
+    args = json.dumps([[*map(str, c)] for c in commands])
+    done = subprocess.run([sys.executable, "-c", WITHOUT_JAX, args], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    _, added, law, ahead = done.stdout.split("$ ")
+    assert "theirs: 50 runs; arms: all" in added
+    for name, exponent in zip("ND", TRUTH.exponents, strict=True):
+        low, high = map(float, re.search(rf"exponent of {name} ([\d.]+) to ([\d.]+)", law).groups())
+        assert low < exponent < high < 1.5 * low
+    size = published.best(TRUTH, 1e23)
+    wanted = TRUTH(params=size, examples=1e23 / 6 / size)
+    low, high = map(float, re.search(r"all: [\d.]+ \([\d.]+ to [\d.]+; ([\d.]+) to ([\d.]+)\)", ahead).groups())
+    assert low < wanted < high
+    assert (tmp_path / "law.png").stat().st_size > 1e4
+    told = json.loads((tmp_path / "points.json").read_text())["arms"]["all"]
+    assert len(told["points"]) == 25
+    assert {p["runs"] for p in told["points"]} == {2}
+    paragraph = law.split("\n\n")[-1]
+    assert told["data"] in paragraph
+    assert "25 points (50 runs, " in paragraph
+    assert f"FLOPs are counted so: {bring.CONVENTION}." in paragraph
+    assert "E + A N^-a + B D^-b" in paragraph
+
+
+def test_a_file_is_the_same_points_whatever_its_kind(tmp_path):
+    digests = set()
+    for kind in ("csv", "parquet", "jsonl"):
+        file = write(tmp_path / f"runs.{kind}", simulated())
+        bring.add([str(file)], tmp_path / kind, bring.How(MAP, flops="6ND"))
+        ((table, _),) = bring.tables(tmp_path / kind).values()
+        digests.add(points(table).data)
+    assert len(digests) == 1
+    bring.add([str(file)], tmp_path / "counted", bring.How(MAP | {"flops": "summary.total_flops"}, convention="by hand"))
+    ((table, _),) = bring.tables(tmp_path / "counted").values()
+    assert points(table).data not in digests
+    assert points(table).convention == "by hand"
+
+
+def test_nested_lines_have_dotted_columns(tmp_path):
+    file = tmp_path / "runs.jsonl"
+    file.write_text('{"summary": {"val/loss": 2.5}, "config": {"n": 10}, "c": "1e9"}\n')
+    bring.add([str(file)], tmp_path / "to", bring.How({"loss": "summary.val/loss", "params": "config.n", "flops": "c"}))
+    (run,) = bring.read(tmp_path / "to")["runs"]
+    assert (run["loss"], run["params"], run["flops"], run["run"]) == (2.5, 10, 1e9, str(file))
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
+def test_a_runs_end_is_its_last_logged_row_or_its_best(tmp_path, kind):
+    table = histories({"a": (10.0, 3.0), "b": (20.0, 2.0)}, length=5)  # the last row has no evaluation
+    table["loss"][2] = 0.5  # of a, at 2e7 FLOPs
+    file, how = write(tmp_path / f"history.{kind}", table), bring.How({"run": "run", "loss": "loss", "flops": "flops", "params": "size"})
+    bring.add([str(file)], tmp_path / "last", how)
+    assert [(r["run"], r["loss"], r["flops"]) for r in bring.read(tmp_path / "last")["runs"]] == [("a", 4.0, 4e7), ("b", 3.0, 8e7)]
+    bring.add([str(file)], tmp_path / "best", how._replace(at="best"))
+    assert [(r["loss"], r["flops"]) for r in bring.read(tmp_path / "best")["runs"]] == [(0.5, 2e7), (3.0, 8e7)]
+
+
+def test_runs_without_a_finite_loss_are_censored_and_named(tmp_path, capsys):
+    table, kinds = simulated(), {0: "NaN", 1: "inf", 2: ""}
+    for i, text in kinds.items():
+        table["summary.val/loss"][i] = text
+    table["Name"][:3] = ["burst", "blew", "silent"]
+    file, folder = write(tmp_path / "runs.csv", table), tmp_path / "to"
+    code, out, _ = lab(capsys, "records", "add", file, "--to", folder, *mapped(), "--flops", "6ND")
+    assert code == 0
+    assert "diverged, as they have no finite loss: burst, blew, silent" in out
+    _, out, _ = lab(capsys, "fit", folder, "--out", tmp_path / "law.png", "--points", tmp_path / "points.csv", "--methods")
+    assert "left out: as diverged, without a finite loss: burst, blew, silent" in out
+    rows = list(csv.DictReader((tmp_path / "points.csv").open()))
+    assert sum(not r["left_out"] for r in rows) == 22  # the other seed of a size that diverged is the lucky one
+    assert any("burst" in r["left_out"] for r in rows)
+    assert "Left out were: as diverged, without a finite loss: burst" in out
+    low, high = map(float, re.search(r"exponent of N ([\d.]+) to ([\d.]+)", out).groups())
+    assert low < TRUTH.exponents[0] < high
+
+
+def test_adding_again_changes_nothing_and_more_files_append(tmp_path, capsys):
+    whole, folder = simulated(), tmp_path / "to"
+    halves = [{k: v[part] for k, v in whole.items()} for part in (slice(25), slice(25, None))]
+    first, second = (write(tmp_path / f"{i}.csv", half) for i, half in enumerate(halves))
+    args = ["--to", folder, *mapped(), "--flops", "6ND"]
+    assert lab(capsys, "records", "add", first, *args)[0] == 0
+    before = (folder / bring.FILE).read_bytes()
+    code, out, _ = lab(capsys, "records", "add", first, *args)
+    assert code == 0
+    assert f"{first}: there already" in out
+    assert (folder / bring.FILE).read_bytes() == before
+    assert lab(capsys, "records", "add", first, second, *args)[0] == 0
+    bring.add([str(write(tmp_path / "whole.csv", whole))], tmp_path / "whole", bring.How(MAP, flops="6ND"))
+    a, b = (points(bring.tables(f)["all"][0]).data for f in (folder, tmp_path / "whole"))
+    assert a == b
+    assert {f["file"] for f in bring.read(folder)["files"]} == {str(first), str(second)}
+
+
+def test_arms_are_compared(tmp_path, capsys):
+    """A planted multiplier: the arm's table says half the FLOPs for the same losses."""
+    folder = tmp_path / "to"
+    for draw, (arm, saved) in enumerate((("plain", 1.0), ("idea", 2.0)), start=1):
+        table = simulated(noise=1e-3, draw=draw)
+        table["Name"] = [f"{arm}-{n}" for n in table["Name"]]
+        table["summary.total_flops"] = [c / saved for c in table["summary.total_flops"]]
+        file = write(tmp_path / f"{arm}.csv", table)
+        args = [*mapped(flops="summary.total_flops"), "--arm", arm, "--convention", "as counted"]
+        assert lab(capsys, "records", "add", file, "--to", folder, *args)[0] == 0
+    code, out, _ = lab(capsys, "compare", folder, "--base", "plain")
+    assert code == 0
+    k, low, high = map(float, re.search(r"k = ([\d.]+) \(90% interval ([\d.]+) to ([\d.]+)\); it ", out).groups())
+    assert low < 2 < high
+    assert 1.6 < k < 2.5
+    assert set(fit.read(folder).arms) == {"plain", "idea"}
+
+
+def test_odd_units_are_noted(tmp_path):
+    table = simulated()
+    table["summary.total_flops"] = [c / 1e15 for c in table["summary.total_flops"]]  # PFLOPs
+    file = str(write(tmp_path / "runs.csv", table))
+    said = bring.add([file], tmp_path / "to", bring.How(MAP | {"flops": "summary.total_flops"}))
+    assert any("6e-15 FLOPs a parameter and example" in line for line in said)
+    assert not any("note:" in line for line in bring.add([file], tmp_path / "fine", bring.How(MAP, flops="6ND")))
+
+
+MISTAKES = [
+    ({"loss": "val/los", "flops": "flops"}, {}, r"--map loss: column of '.*' 'val/los' is unknown \(nearest: 'val/loss'\)"),
+    ({"los": "val/loss"}, {}, r"--map: column of the table 'los' is unknown \(nearest: 'loss'\)"),
+    ({"flops": "flops"}, {}, "--map loss=COLUMN is missing"),
+    ({"loss": "val/loss"}, {}, "neither was given"),
+    ({"loss": "val/loss", "flops": "flops"}, {"flops": "6ND"}, "both were given"),
+    ({"loss": "val/loss"}, {"flops": "6ND"}, "--flops 6ND needs --map params=COLUMN"),
+    ({"loss": "val/loss"}, {"flops": "6N"}, r"--flops '6N' is unknown \(nearest: '6ND'\)"),
+    ({"loss": "val/loss", "flops": "flops"}, {"at": "lst"}, r"--at 'lst' is unknown \(nearest: 'last'\)"),
+    ({"loss": "val/loss", "flops": "zero"}, {"at": "each"}, "has 0 of 'zero' at its end; flops must be above 0"),
+    ({"loss": "val/loss", "flops": "less"}, {"at": "each"}, "has -1 of 'less' at its end; flops must be above 0"),
+    ({"loss": "less", "flops": "flops"}, {"at": "each"}, "has -1 of 'less' at its end; loss must be above 0"),
+    ({"loss": "val/loss", "flops": "words"}, {"at": "each"}, "row 1: 'words' is 'many'; expected a number"),
+    ({"loss": "val/loss", "flops": "flops", "convention": "how"}, {"at": "each"}, "two conventions, '6ND' and 'counted'"),
+    ({"loss": "val/loss", "flops": "flops", "params": "flops"}, {}, "has several 'flops' .* --map run=COLUMN"),
+    ({"loss": "val/loss", "flops": "flops", "run": "words"}, {"at": "each"}, "run 'many' has 2 rows"),
+    ({"loss": "val/loss", "flops": "flops", "seed": "half"}, {"at": "each"}, "has 0.5 of 'half'; a seed is a whole number"),
+    ({"loss": "val/loss", "flops": "flops", "arm": "how"}, {"arm": "a"}, "the arm is told once"),
+    ({"loss": "val/loss", "flops": "flops", "convention": "how"}, {"convention": "a"}, "how FLOPs are counted is told once"),
+]
+
+
+@pytest.mark.parametrize("columns, options, wanted", MISTAKES)
+def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, capsys, columns, options, wanted):
+    table = {"val/loss": [2.0, 1.9], "flops": [1e9, 2e9], "zero": [0, 0], "less": [-1, -1], "words": ["many"] * 2}
+    file = write(tmp_path / "runs.csv", table | {"how": ["6ND", "counted"], "half": [0.5, 0.5]})
+    args = [a for k, v in options.items() for a in (f"--{k}", v)]
+    code, out, err = lab(capsys, "records", "add", file, "--to", tmp_path / "to", *mapped(columns), *args)
+    assert code == 2
+    assert not out
+    assert err.count("\n") == 1
+    assert re.search(wanted, err), err
+    assert not (tmp_path / "to" / bring.FILE).exists()
+
+
+def test_files_that_cannot_be_read_are_one_line(tmp_path, capsys):
+    (tmp_path / "events.out.tfevents.1.host").write_bytes(b"\x18")
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1")
+    (tmp_path / "torn.jsonl").write_text('{"loss": 1\n')
+    (tmp_path / "list.jsonl").write_text("[1, 2]\n")
+    (tmp_path / "short.csv").write_text("loss,flops\n1.0\n")
+    (tmp_path / "empty.csv").write_text("loss,flops\n")
+    (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00loss")
+    (tmp_path / "runs.xlsx").write_bytes(b"PK")
+    for name, wanted in {
+        "events.out.tfevents.1.host": "write its scalars as CSV first",
+        "torn.parquet": "cannot be read as parquet",
+        "torn.jsonl": "cannot be read as jsonl",
+        "list.jsonl": "cannot be read as jsonl",
+        "short.csv": "row 1: 1 cells under a header of 2",
+        "empty.csv": "has no rows",
+        "binary.csv": "cannot be read as csv",
+        "runs.xlsx": "'.xlsx' is unknown",
+        "nowhere.csv": "does not exist",
+        ".": "is a folder; name its files",
+    }.items():
+        args = ["--to", tmp_path / "to", "--map", "loss=loss", "--map", "flops=flops"]
+        code, out, err = lab(capsys, "records", "add", tmp_path / name, *args)
+        assert (code, out, err.count("\n")) == (2, "", 1), (name, err)
+        assert wanted in err
+
+
+def test_what_is_there_is_not_mixed_with_what_does_not_fit(tmp_path, capsys):
+    folder, file = tmp_path / "to", write(tmp_path / "runs.csv", simulated())
+    lab(capsys, "records", "add", file, "--to", folder, *mapped(), "--flops", "6ND")
+    before = (folder / bring.FILE).read_bytes()
+    more = simulated()
+    more["State"] = ["other"] * len(more["State"])
+    again = write(tmp_path / "again.csv", more)
+    more["Name"] = [f"other-{n}" for n in more["Name"]]
+    other = write(tmp_path / "other.csv", more)
+    counted = [*mapped(flops="summary.total_flops"), "--convention", "forward and backward"]
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "study.json").write_text("{}")
+    for args, wanted in (
+        ([file, "--to", folder, *counted], "in .* already, read otherwise"),
+        ([again, "--to", folder, *mapped(), "--flops", "6ND"], "run 'run-0' is in .* already"),
+        ([other, "--to", folder, *counted], "two conventions"),
+        ([other, "--to", tmp_path / "study", *counted], "is a study of the lab's own"),
+        ([other, "--to", file, *counted], "is a file; runs are brought into a folder"),
+    ):
+        code, _, err = lab(capsys, "records", "add", *args)
+        assert code == 2
+        assert re.search(wanted, err), err
+    assert (folder / bring.FILE).read_bytes() == before
+    for args, wanted in (
+        (["records", "ad", file, "--to", folder], "lab records 'ad' is unknown"),
+        (["records", "add", file, "--to", folder, "--map", "loss"], "is malformed; expected KEY=COLUMN"),
+        (["records", "add", file, "--to", folder, "--map", "loss=a", "--map", "loss=b"], "names a key twice"),
+        (["fit", folder, "--out", tmp_path / "law.png", "--points", tmp_path / "p.txt"], "--points: kind of file '.txt' is unknown"),
+    ):
+        code, _, err = lab(capsys, *args)
+        assert code == 2
+        assert wanted in err
+
+
+def test_points_of_too_few_sizes_are_written_though_no_law_is_told(tmp_path, capsys):
+    (tmp_path / "size=1").mkdir()  # of parquet a partition, were it asked for
+    file = write(tmp_path / "size=1" / "runs.parquet", histories({"a": (10.0, 3.0), "b": (20.0, 2.0)}))
+    columns = {"run": "run", "loss": "loss", "flops": "flops", "params": "size"}
+    lab(capsys, "records", "add", file, "--to", tmp_path / "to", *mapped(columns))
+    code, out, _ = lab(capsys, "fit", tmp_path / "to", "--points", tmp_path / "points.json")
+    assert code == 0
+    assert "no law: " in out
+    told = json.loads((tmp_path / "points.json").read_text())["arms"]["all"]
+    assert [p["loss"] for p in told["points"]] == pytest.approx([3.0, 2.0])
+    code, _, err = lab(capsys, "fit", tmp_path / "to", "--methods")
+    assert code == 2
+    assert "no arm has a law to describe: all: " in err
