@@ -54,6 +54,8 @@ def runs(folder: Path) -> list[Run]:
     out, left = [], set()
     for i, t in study["trials"].items():
         batch, steps = ladder.value(study, i, SIZE), t["steps"]
+        if states[i] == "stopped":  # by halving, as it was not among the best
+            continue
         if states[i] not in ("done", "diverged") or i not in found:
             left.add((arms[i], batch, t["seed"]))
             continue
@@ -276,8 +278,4 @@ def draw(told: Told, out: Path) -> None:
     """Write the figure of steps against examples."""
     with figures.style():
         figure = figures.batch({a: (told.tuned[a], told.laws[a]) for a in told.tuned}, f"{METRIC} {told.target:g}")
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(out)
-        except (OSError, ValueError) as e:
-            raise UserError(f"--out={str(out)!r} cannot be written ({e}); expected a picture's path such as batch.png") from e
+        figures.save(figure, out)

@@ -100,6 +100,24 @@ def _parser() -> argparse.ArgumentParser:
     brought.add_argument("--flops", default="", metavar="6ND", help="make FLOPs of params and examples where no column has them")
     brought.add_argument("--convention", default="", metavar="TEXT", help="how FLOPs are counted")
     brought.add_argument("--arm", default="", metavar="NAME", help="arm of all runs of these files")
+    design = command(
+        "ladder",
+        _ladder,
+        "write an experiment from which a law can be fitted, and tell its intervals before it is paid" + override,
+        "experiment",
+        "file that gives model, data, objective and optimizer",
+    )
+    design.add_argument("--budget", type=float, required=True, metavar="FLOPS", help="training FLOPs of all its runs, such as 1e14")
+    design.add_argument("--points", type=int, default=12, help="sizes and horizons (default: 12)")
+    design.add_argument("--seeds", type=int, default=1, help="runs of each (default: 1)")
+    design.add_argument("--design", default="isoflop", help="isoflop: sizes at each of several budgets (default); grid: sizes by horizons")
+    design.add_argument("--over", default="model.width", help="key that makes sizes (default: model.width, in whole heads)")
+    design.add_argument("--lr", type=float, help="learning rate at the base (default: the experiment's)")
+    design.add_argument("--epochs", type=float, default=4.0, help="most of a run (default: 4)")
+    design.add_argument("--steps", type=int, default=100, help="fewest of a run, or twice the warm-up if more (default: 100)")
+    design.add_argument("--prior", metavar="STUDY", help="folder of a study whose law to expect (default: published exponents)")
+    design.add_argument("--noise", type=float, default=0.005, help="of one run's loss, relative (default: 0.005)")
+    design.add_argument("--out", default="ladder.py", help="experiment file to write (default: ladder.py)")
     sample = command("sample", _sample, "a grid of samples of a study's best model", "study", "folder of a study")
     sample.add_argument("-n", type=int, default=32, help="how many")
     sample.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a caption to sample by, in turn; needs the data")
@@ -168,7 +186,7 @@ def main(argv: list[str] | None = None) -> int:
         if odd:
             raise unknown(f"argument of lab {args.command}", odd[0], _options(args.command))
         args.overrides = overrides
-        if overrides and args.command not in ("run", "plan", "audit", "check"):
+        if overrides and args.command not in ("run", "plan", "audit", "check", "ladder"):
             raise UserError(f"{overrides[0]} has no meaning for `lab {args.command}`")
         return args.call(args) or 0
     except UserError as e:
@@ -416,6 +434,18 @@ def _compare(args: argparse.Namespace) -> None:
     from lab import fit
 
     print(fit.compare(Path(args.study), args.base, args.arm))
+
+
+def _ladder(args: argparse.Namespace) -> None:
+    for key in ("budget", "points", "seeds", "epochs", "steps", "noise", *(("lr",) if args.lr is not None else ())):
+        if not 0 < getattr(args, key) < float("inf"):
+            raise UserError(f"--{key}={getattr(args, key)} must be above 0")
+    _jax()
+    from lab import designs, study
+
+    asked = designs.Asked(args.budget, args.points, args.seeds, args.epochs, args.steps)
+    experiment, prior = study.load(args.experiment, args.overrides), Path(args.prior) if args.prior else None
+    print(designs.ladder(experiment, asked, args.design, args.over, prior, args.noise, args.lr, Path(args.out)))
 
 
 def _sample(args: argparse.Namespace) -> None:

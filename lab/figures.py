@@ -1,6 +1,7 @@
 """The figures of a report, from plain arrays; each function draws one matplotlib figure and reads no file."""
 
 import contextlib
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -9,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, MaxNLocator, MultipleLocator, NullFormatter
 
+from lab.errors import UserError
 from lab.laws.batch import Law as BatchLaw
 from lab.laws.batch import Tuned
 from lab.laws.power import Holdout, Law
@@ -31,6 +33,16 @@ def style() -> contextlib.AbstractContextManager:
             **{"savefig.dpi": 200, "pdf.fonttype": 42, "font.family": "sans-serif"},
         }
     )
+
+
+def save(figure: Figure, out: Path) -> Path:
+    """Write a figure, in the format that its file's name ends in; UserError where that cannot be."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out)
+    except (OSError, ValueError) as e:
+        raise UserError(f"--out={str(out)!r} cannot be written ({e}); expected a picture's path such as law.png") from e
+    return out
 
 
 def colours(rungs: list[float]) -> dict[float, Any]:

@@ -17,6 +17,7 @@ from lab.laws.forecast import LEVELS, Forecast, Laws, forecast, frontier, laws
 from lab.laws.multiplier import UNSURE, common, multiplier
 from lab.laws.optimum import optimum
 from lab.laws.points import Points, points
+from lab.laws.solve import LEAST, MOST
 
 BEYOND = 10.0  # times the largest budget: as far as the figure goes
 NAMES = {"params": "N", "examples": "D", "flops": "C"}
@@ -44,10 +45,10 @@ class Study(NamedTuple):
 def read(folder: Path, only: str = "") -> Study:
     """Fit the laws that a study's records tell, or runs of others in a folder, of every arm or of the one named."""
     metric, floor, tables = _read(folder)
-    arms = {arm: _told(kind, table, notes, floor) for arm, (kind, table, notes) in tables.items()}
-    if only and only not in arms:
-        raise unknown("--arm", only, arms)
-    return Study(metric, floor, {k: v for k, v in arms.items() if only in ("", k)})
+    if only and only not in tables:
+        raise unknown("--arm", only, tables)
+    arms = {arm: _told(kind, table, notes, floor) for arm, (kind, table, notes) in tables.items() if only in ("", arm)}
+    return Study(metric, floor, arms)
 
 
 def _read(folder: Path) -> tuple[str, float | None, dict[str, tuple[str, dict, tuple[str, ...]]]]:
@@ -80,21 +81,25 @@ def _tables(folder: Path, study: dict, metric: str) -> dict[str, tuple[str, dict
     named = ladder.arms(study, None, (*tuned, *sizes))
     cards = {n: record.read_json(folder / n / "card.json") for n in study["populations"] if (folder / n / "card.json").exists()}
     cells: dict[str, dict[tuple, list[dict]]] = {arm: {} for arm in sorted(set(named.values()))}
-    done = {r["trial"]: r for r in record.finals(folder).to_pylist()}
+    ends, states = {r["trial"]: r for r in record.ends(folder).to_pylist()}, record.status(folder)
     where = {i: (named[i], tuple(ladder.value(study, i, k) for k in sizes), t["seed"]) for i, t in study["trials"].items()}
-    cut = {where[i] for i in where if i not in done}  # a sweep that is not whole has no best
+    cut = {where[i] for i in where if i not in ends}  # a sweep that is not whole has no best
     lost = dict.fromkeys(cells, 0)
     for i, t in study["trials"].items():
         arm, size, seed = where[i]
         if where[i] in cut:
             lost[arm] += 1
             continue
-        r, card = done[i], cards[t["population"]]
+        if states[i] == "stopped":  # by halving, as it was not among the best
+            continue
+        r, card = ends[i], cards[t["population"]]
         gone = r.get("diverged") or r.get(metric) is None
+        whole = t["steps"] / r["step"]  # of one that diverged on its way, what it was to take
         row = {
             "loss": np.nan if gone else r[metric],
             "seed": seed,
-            **{k: r[k] for k in ("flops", "examples")},
+            "flops": r["flops"] * whole,
+            "examples": round(r["examples"] * whole),
             "params": card["parameters"],
         }
         row |= {
@@ -160,10 +165,16 @@ def _span(bounds: tuple[float, float], form: str = ".4g") -> str:
     return f"{bounds[0]:{form}} to {bounds[1]:{form}}"
 
 
+def _exponent(bounds: tuple[float, float]) -> str:
+    """The interval of an exponent; an end at the bound of what is fitted is none."""
+    low, high = bounds
+    return f"{'0 or less' if low < 1.01 * LEAST else f'{low:.3g}'} to {'unbounded' if high > 0.99 * MOST else f'{high:.3g}'}"
+
+
 def _law(f: Fit) -> Iterator[str]:
     k = len(f.centre)
     yield f"{f.form} = {formula(f)}"
-    said = [f"exponent of {NAMES[v]} {_span(f.interval(1 + k + i), '.3g')}" for i, v in enumerate(f.variables)]
+    said = [f"exponent of {NAMES[v]} {_exponent(f.interval(1 + k + i))}" for i, v in enumerate(f.variables)]
     if FORMS[f.form].floor:
         said.insert(0, f"floor {f.floor:.4g}, known" if f.floor is not None else f"floor {_span(f.interval(0))}")
     yield f"  {LEVEL:.0%} intervals: {'; '.join(said)}; points lie {f.sd:.2%} from it (root mean square), {len(f.points.loss)} of them"
@@ -348,6 +359,10 @@ def compare(folder: Path, base: str, arm: str = "") -> str:
     metric, floor, tables = _read(folder)
     if not arm and len(tables) == 2:
         arm = next((a for a in tables if a != base), "")
+    elif not arm:
+        raise UserError(
+            f"--arm: which arm is to be held against {base!r}? expected one of: {', '.join(a for a in tables if a != base) or 'none'}"
+        )
     for key, name in (("--base", base), ("--arm", arm)):
         if name not in tables:
             raise unknown(key, name, tables)
@@ -408,5 +423,4 @@ def figure(told: Study, path: Path) -> Path:
     if not shown:
         raise _lawless(told, "draw")
     with figures.style():
-        figures.band(shown, bands, told.metric, told.floor).savefig(path)
-    return Path(path)
+        return figures.save(figures.band(shown, bands, told.metric, told.floor), Path(path))

@@ -3,15 +3,13 @@
 No jax here: sizes, parameters and FLOPs come from the records. Of a search at one size they do not tell the big run's, so that is asked for.
 """
 
-import json
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lab import ladder, points, rates
+from lab import ladder, points, rates, written
 from lab.errors import UserError, unknown
 from lab.laws.optimum import quantiles
 from lab.laws.transfer import DRIFTS, LEVEL, TRANSFERS, Transfer, combined, line, octaves
@@ -81,7 +79,7 @@ def carry(search: points.Search, to: dict[str, Any], arm: str, out: Path, size: 
     if loose := [k for k in sized if ladder.leaf(k) not in config["base"]]:
         rules.append(f"{', '.join(loose)}: no base, so no rule carries anything over it")
     rules += [
-        f"{k} = {v:.4g}: {_by_rule(k, config, to)}" if type(v) is float else f"{k} = {v}: {_by_rule(k, config, to)}"
+        f"{k} = {v:.4g}: {by_rule(k, config, to)}" if type(v) is float else f"{k} = {v}: {by_rule(k, config, to)}"
         for k, v in best.values.items()
     ]
     rules.append("carried by rule alone, as one size measures no drift: a few trials at a second size would (`lab transfer` of those)")
@@ -95,7 +93,7 @@ def carry(search: points.Search, to: dict[str, Any], arm: str, out: Path, size: 
 NO_RULE = {"batch_rule": "none", "base_batch": 0, "horizon_rule": "none", "base_steps": 0}
 
 
-def _by_rule(key: str, config: dict, to: dict[str, Any]) -> str:
+def by_rule(key: str, config: dict, to: dict[str, Any]) -> str:
     """How a hyperparameter goes on to the big run, by the parametrization's rules."""
     p, t, section = {"decay": "constant", "eps": "scaled", **config["parametrization"]}, config["train"], key.partition(".")[0]
     moved = {"train.batch", "train.steps"} & set(to)
@@ -145,12 +143,7 @@ def _base(study: dict, arm: str, config: dict) -> str:
 def _save(out: Path, question: str, told: list[str], config: dict) -> None:
     """Write an experiment file; UserError where that cannot be."""
     last = "regularisation (label_drop, weight decay, dropout) and the data's epochs are not tuned by transfer: look at them anew"
-    text = _file(question, [*told, last], config)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text)
-    except OSError as e:
-        raise UserError(f"--out={str(out)!r} cannot be written ({e.strerror}); expected a path such as big.py") from e
+    written.save(out, written.experiment(question, "lab transfer", [*told, last], config))
 
 
 def _arm(told: Told, arm: str) -> str:
@@ -256,34 +249,3 @@ def _carried(x: np.ndarray, y: np.ndarray, to: float) -> float:
     if value < y.max() and to > x.max():
         value = float(y[-1] * (to / x[-1]) ** (np.log(y[-1] / y[-2]) / np.log(x[-1] / x[-2])))
     return value
-
-
-def _file(question: str, rules: list[str], config: dict) -> str:
-    body = "\n".join(f"    c.{k} = {_written(v)}" for k, v in config.items() if v != {})
-    return (
-        f'"""{question}\n\nWritten by `lab transfer`; `lab plan` tells what it costs.\n"""\n\n'
-        "from ml_collections import ConfigDict\n\n\n"
-        "def get_config():\n" + "".join(map(_comment, rules)) + f"    c = ConfigDict()\n{body}\n    return c\n"
-    )
-
-
-def _comment(text: str) -> str:
-    return textwrap.fill(f"- {text}", 120, initial_indent="    # ", subsequent_indent="    #   ") + "\n"
-
-
-def _written(v: Any, indent: int = 4) -> str:
-    """Python of a value, a section as dict(...) on lines of some 120; lists, which JSON makes of tuples, are tuples again."""
-    if isinstance(v, list | tuple):
-        return "(" + ", ".join(map(_written, v)) + ",)"[len(v) != 1 :]
-    if isinstance(v, str):
-        return json.dumps(v, ensure_ascii=False)
-    if not isinstance(v, dict) or not all(k.isidentifier() for k in v):
-        return repr(v)
-    lines = [""]
-    for k, x in v.items():
-        item = f"{k}={_written(x)}, "
-        lines = [*lines, item] if len(lines[-1] + item) > 100 else [*lines[:-1], lines[-1] + item]
-    if len(lines) == 1:
-        return f"dict({lines[0].removesuffix(', ')})"
-    inner = "".join(f"\n{' ' * (indent + 4)}{line.rstrip()}" for line in lines)
-    return f"dict({inner}\n{' ' * indent})"

@@ -25,6 +25,7 @@ FLOORS = {
     "lab.batch": 7.6,  # words of the critical batch, as transfer's of verdicts
     "lab.transfer": 7.5,  # words of verdicts; the report prints them
     "lab.fit": 8.2,  # laws in words; asks report for the least possible loss
+    "lab.designs": 8.3,  # asks fit for a study's law, and target how a learning rate goes on
     "lab.study": 7,
     "lab.ladder": 7,
     "lab.bring": 7,  # runs of others, as ladder has a study's
@@ -56,6 +57,7 @@ FLOORS = {
     "lab.record": 0,
     "lab.search": 0,  # what an experiment file asks for points; it knows no study
     "lab.laws": 0,
+    "lab.written": 0,  # experiment files as text
     "sharding": 0,
     "lab.find": -1,
     "lab.errors": -2,

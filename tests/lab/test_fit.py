@@ -181,3 +181,23 @@ def test_a_key_that_only_another_family_has_is_no_value():
     }
     assert [ladder.value(study, i, "model.patch") for i in "abc"] == [2, None, 4]
     assert ladder.value(study, "c", "model.single") is None
+
+
+def test_what_halving_stopped_holds_no_seed_up(tmp_path):
+    folder = isoflops.study(tmp_path, noise=0.0, seeds=(0,))
+    before, about = fit.read(folder).arms["all"].points, record.read_study(folder)
+    lowest = min(t["point"]["optim.lr"] for t in about["trials"].values())
+    for t in about["trials"].values():
+        if t["point"]["optim.lr"] == lowest:
+            t["stopped"] = 0
+    record.write_json(folder / "study.json", about)
+    after = fit.read(folder).arms["all"]
+    np.testing.assert_allclose(after.points.loss, before.loss, rtol=1e-6)
+    assert not any("left out" in note for note in after.notes)
+
+
+def test_a_figure_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    code, _, said_ = said(capsys, "fit", isoflops.study(tmp_path), "--out", tmp_path / "law.xyz")
+    assert code == 2
+    assert said_.count("\n") == 1
+    assert "law.xyz" in said_
