@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes or refreshes the environment in .venv, then hands everything to `lab` (or to pytest).
-#   ./launch.sh run experiments/quickstart.py     any `lab` command: run, plan, audit, check, status, report, sample, transfer, batch, fit, forecast, compare, import, export, data, bench
+#   ./launch.sh run experiments/quickstart.py     any `lab` command: run, plan, audit, check, status, report, sample, transfer, batch, ladder, fit, forecast, compare, records, import, export, data, bench
 #   ./launch.sh test [--parity] [PYTEST ARGS]     the tests; --parity adds the comparisons with PyTorch and diffusers
 #   ./launch.sh env                               the environment alone
 set -euo pipefail

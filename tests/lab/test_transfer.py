@@ -8,7 +8,7 @@ import numpy as np
 import planted
 import pytest
 
-from lab import cli, ladder, record, report, target, transfer
+from lab import cli, ladder, record, report, target, transfer, written
 from lab.laws.transfer import DRIFTS, TRANSFERS
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -251,4 +251,4 @@ def test_config_of_a_trial_is_the_config_at_its_point(tmp_path):
     "value", [{"a": (1,), "b": "it's", "c": {}}, {"a": (), "n": {"x-y": 2.5}}, 3, {"long": "x" * 90, "more": ("y" * 50, 1)}]
 )
 def test_a_config_s_python_reads_back(value):
-    assert eval(target._written(json.loads(json.dumps(value)))) == value
+    assert eval(written._written(json.loads(json.dumps(value)))) == value
