@@ -20,6 +20,7 @@ from lab.laws.points import Points, points
 from lab.laws.solve import LEAST, MOST
 
 BEYOND = 10.0  # times the largest budget: as far as the figure goes
+FAR = 1000.0  # times the largest budget from which a forecast is told to be none
 NAMES = {"params": "N", "examples": "D", "flops": "C"}
 TUNED, SIZES = ("optim.",), ("model.", "train.")  # swept numbers that are tuned at every size, and those that make sizes and horizons
 
@@ -335,7 +336,8 @@ def forecast_text(told: Study, flops: float) -> str:
         t = told.arms[arm]
         first = t.laws.fits[0]
         said += ["", f"{arm}: {f.loss:.4g} ({'; '.join(map(_span, f.law))}); one run {'; '.join(map(_span, f.run))}"]
-        said.append(f"  by {first.form} = {formula(first)}, {f.beyond:.3g} times beyond its largest budget")
+        far = ": too far to be believed, whatever its intervals" if f.beyond > FAR else ""
+        said.append(f"  by {first.form} = {formula(first)}, {f.beyond:.3g} times beyond its largest budget{far}")
         if f.wrong:
             sizes, data = ("; ".join(_span(s, ".3g") for s in v) for v in (f.params_spans, f.examples_spans))
             said.append(f"  best N {f.params:.3g} ({sizes}), D {f.examples:.3g} ({data})")

@@ -307,11 +307,12 @@ def draw(folder: Path, f: Findings) -> dict[str, tuple[Figure, str]]:
 
 
 def _search(search: points.Search) -> Figure:
-    """Loss against each hyperparameter searched, a panel a key; the axis goes a little above what finished."""
+    """Loss against each hyperparameter searched, a panel a key; the axis leaves out the worst quarter."""
     figure = Figure(figsize=(2.7 * len(search.keys) + 0.6, 2.9))
     bests = [points.best(search, arm).point for arm in points.arms(search)]
     shown = sorted(p.loss for p in search.points if p.state == "done")
-    low, high = shown[0], shown[-1] if len(shown) > 1 else shown[0] * 1.1
+    seen = [p.loss for p in search.points if p.state in ("done", "stopped")]  # of stopped ones at their mark, where most losses are higher
+    low, high = shown[0], max(shown[-1], float(np.quantile(seen, 0.75)), shown[0] * 1.05)
     looks = {"done": dict(marker="o", color="#0072B2"), "stopped": dict(marker="o", color="#0072B2", alpha=0.25)}
     for ax, key in zip(figure.subplots(1, len(search.keys), sharey=True, squeeze=False)[0], search.keys, strict=True):
         numbers = [p.values[key] for p in search.points]
@@ -327,7 +328,7 @@ def _search(search: points.Search) -> Figure:
                 ax.plot(x, 0.985, "x", ms=4.5, mew=1.3, color="0.5", transform=ax.get_xaxis_transform())
             if p in bests:
                 ax.plot(x, p.loss, "o", ms=9, mfc="none", mec="#D55E00", mew=1.4, zorder=4)
-        ax.set(xlabel=ladder.leaf(key), ylim=(low - 0.15 * (high - low), high + 0.8 * (high - low)))
+        ax.set(xlabel=ladder.leaf(key), ylim=(low - 0.1 * (high - low), high + 0.2 * (high - low)))
     figure.axes[0].set_ylabel(search.metric)
     return figure
 

@@ -117,7 +117,10 @@ def load(path: str, overrides: Iterable[str] = ()) -> Experiment:
     called(lambda: spec.loader.exec_module(module))
     if not hasattr(module, "get_config"):
         raise UserError(f"experiment file {path!r} has no function get_config(); expected one that returns a ConfigDict")
-    config = _complete(called(module.get_config))
+    given = called(module.get_config)
+    if not isinstance(given, ConfigDict):
+        raise UserError(f"experiment file {path!r}: get_config() returns {type(given).__name__}; expected a ConfigDict (`return c`)")
+    config = _complete(given)
     sweep = getattr(module, "sweep", lambda: [{}])
     rounds = "history" in inspect.signature(sweep).parameters
     text, asked = file.read_text(), _override(config, overrides)
@@ -188,6 +191,8 @@ def _set(config: ConfigDict, leaf: str, value: Any, key: str) -> None:
         kind = type(old)
         if kind is float and type(value) is int:
             value = float(value)
+        if kind is ConfigDict:
+            raise UserError(f"config key {key}={value!r} is a section; expected dict(...) of: {', '.join(old) or 'its keys'}")
         if type(value) is not kind:
             raise UserError(
                 f"config key {key}={value!r} is of type {type(value).__name__}, where the config or its default has {old!r}; "

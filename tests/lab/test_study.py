@@ -255,3 +255,19 @@ def test_the_plan_foretells_populations_and_flops(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "4 trials in 2 populations, 2 compiles" in out
     assert jax.devices()[0].device_kind in out
+
+
+@pytest.mark.parametrize(
+    "body, said",
+    [
+        ("return dict(model=1)", "get_config() returns dict; expected a ConfigDict"),
+        ("pass", "get_config() returns NoneType"),
+        ('c = ConfigDict()\n    c.model = "dit"\n    return c', "config key model='dit' is a section"),
+    ],
+)
+def test_a_config_that_is_none_is_one_line(tmp_path, body, said):
+    file = tmp_path / "bad.py"
+    file.write_text(f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    {body}\n")
+    with pytest.raises(study.UserError, match=re.escape(said)) as e:
+        study.load(str(file))
+    assert "\n" not in str(e.value)
