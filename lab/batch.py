@@ -13,7 +13,6 @@ from lab.laws.transfer import LEVEL
 from lab.transfer import ends, interval
 
 SIZE, METRIC = "train.batch", "eval_ema"
-NO_RULE = {"batch_rule": "none", "base_batch": 0, "horizon_rule": "none", "base_steps": 0}  # of older studies
 SHARES = (8 / 27, 4 / 9, 2 / 3)  # of the steps to the target: where losses that come before it are read off
 BESIDE = 3  # neighbouring rates that have to come to the default target, so that the best one has tried ones beside it
 
@@ -60,7 +59,9 @@ def runs(folder: Path) -> list[Run]:
             left.add((arms[i], batch, t["seed"]))
             continue
         rule = (
-            NO_RULE | study["config"].get("transfer", {}) | {ladder.leaf(k): v for k, v in t["point"].items() if k.startswith("transfer.")}
+            rates.NONE
+            | study["config"].get("transfer", {})
+            | {ladder.leaf(k): v for k, v in t["point"].items() if k.startswith("transfer.")}
         )
         rate = ladder.value(study, i, ladder.RATE) * rates.factor(rule, batch, steps)
         step, loss = map(np.array, zip(*sorted(found[i]), strict=True))

@@ -17,6 +17,13 @@ from lab.errors import UserError, unknown
 BATCH: dict[str, Callable[[float], float]] = {"none": lambda k: 1.0, "sqrt": lambda k: k**0.5, "linear": lambda k: k}
 HORIZON: dict[str, Callable[[float], float]] = {"none": lambda k: 1.0, "inverse_sqrt": lambda k: k**-0.5, "power": lambda k: k**-0.32}
 
+NONE = {
+    "batch_rule": "none",
+    "base_batch": 0,
+    "horizon_rule": "none",
+    "base_steps": 0,
+}  # the section's defaults, and what older studies had
+
 
 def factor(transfer: dict[str, Any], batch: int, steps: int) -> float:
     """What multiplies `optim.lr` at `batch` examples a step and `steps` steps; `transfer` is the config's section.

@@ -381,10 +381,7 @@ def _bounds(name: str, pair: tuple[float, float] | None, scale: float = 1.0) -> 
 
 def tables(folder: Path, f: Findings) -> dict[str, list[dict[str, Any]]]:
     """The tables of the report by name, each a list of rows."""
-    rung, out = (
-        ladder.leaf(f.rung),
-        {"search": [], "importance": [], "transfer": [], "optima": [], "laws": [], "run_times": [], "judges": [], "trials": []},
-    )
+    rung, out = ladder.leaf(f.rung), {name: [] for name in TITLES}
     for arm, t in f.transfers.items():
         for r, o in zip(t.rungs, t.optima, strict=True):
             gone = sum(x["state"] == "diverged" for x in f.trials if x["arm"] == arm and x["rung"] == r)

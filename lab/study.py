@@ -43,7 +43,7 @@ DEFAULTS = {
     "base": {},
     "parametrization": {"name": "mup", "alpha": 1.0, "eps": "scaled", "decay": "constant"},
     # the learning rate at another batch and horizon than those it was tuned at (lab/rates.py)
-    "transfer": {"batch_rule": "none", "base_batch": 0, "horizon_rule": "none", "base_steps": 0},
+    "transfer": rates.NONE,
     "objective": {"name": ""},
     "data": {"name": ""},
     "optim": {
@@ -75,7 +75,7 @@ TRACED_SECTIONS = ("seed", "parametrization", "transfer")  # beside what optim t
 # keys that older studies lack, and what they meant there; a trial that has them so keeps its identity
 SINCE = {
     **{"optim.name": "adamw", "parametrization.eps": "scaled", "parametrization.decay": "constant"},
-    **{"transfer.batch_rule": "none", "transfer.base_batch": 0, "transfer.horizon_rule": "none", "transfer.base_steps": 0},
+    **{f"transfer.{k}": v for k, v in rates.NONE.items()},
 }
 NUMBERS = 2  # raised where the same config computes something else. 2: sine-cosine positions have the column first
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")

@@ -89,10 +89,6 @@ def carry(search: points.Search, to: dict[str, Any], arm: str, out: Path, size: 
     return "\n".join([*rules[1:], *cost, f"experiment: {out}"])
 
 
-# of older studies, whose configs lack the section
-NO_RULE = {"batch_rule": "none", "base_batch": 0, "horizon_rule": "none", "base_steps": 0}
-
-
 def by_rule(key: str, config: dict, to: dict[str, Any]) -> str:
     """How a hyperparameter goes on to the big run, by the parametrization's rules."""
     p, t, section = {"decay": "constant", "eps": "scaled", **config["parametrization"]}, config["train"], key.partition(".")[0]
@@ -103,7 +99,7 @@ def by_rule(key: str, config: dict, to: dict[str, Any]) -> str:
         else:
             said = f"parametrization {p['name']} makes each weight's own step of it by the weight's arrow; the number stays"
         if moved:
-            rule = NO_RULE | config.get("transfer", {})
+            rule = rates.NONE | config.get("transfer", {})
             factor = rates.factor(rule, t["batch"], t["steps"])
             told = f"times {factor:.3g}, by transfer.batch_rule {rule['batch_rule']}, horizon_rule {rule['horizon_rule']}"
             said += f"; {told}" if factor != 1 else f"; no rule of `transfer` moves it with {' and '.join(sorted(moved))}"
