@@ -1,6 +1,6 @@
 """Does the best learning rate of a flow-matching DiT stay put as the model grows 8x wider?
 
-Real icons at 16 pixels; 7 learning rates x 4 widths x 2 parametrizations, one seed. About 7 minutes on 2 cores:
+Real icons at 16 pixels; 4 widths x 2 parametrizations x 7 learning rates (9 at the base), one seed. About 7 minutes on 2 cores:
 `./launch.sh run experiments/quickstart.py`; what it will cost here: `lab plan experiments/quickstart.py`.
 """
 
@@ -23,5 +23,5 @@ def get_config():
 def sweep():
     for width in (32, 64, 128, 256):  # one compile each
         for rule, exponents in (("standard", range(-10, -3)), ("mup", range(-8, -1))):
-            for k in exponents:
+            for k in exponents if width > 32 else range(-10, -1):  # at the base both rules are one model, so they have one grid there
                 yield {"model.width": width, "parametrization.name": rule, "optim.lr": 2.0**k}

@@ -16,9 +16,8 @@ def rows(config: dict, source_dims: dict[str, int]) -> list[dict[str, Any]]:
     table, out = parametrization.table(**p), []
     for name, w in weights(program.model).items():
         a, s, shape = w.arrow, table(w.arrow), w.get_value().shape
-        fan = a.fan * a.r_in if a.ins else 1
         row = {"weight": name, "arrow": str(a), "shape": "x".join(map(str, shape)) or "1", "role": "fixed" if a.fixed else a.role}
-        row |= {"fan-in": round(fan), "init std": a.std * s.init, "step": s.step, "gradient": s.grad, "decay": s.decay, "eps": s.eps}
+        row |= {"fan-in": round(a.fan_in), "init std": a.std * s.init, "step": s.step, "gradient": s.grad, "decay": s.decay, "eps": s.eps}
         out.append(row | {"parameters": 0 if a.fixed else int(jnp.prod(jnp.array(shape or (1,))))})
     return out
 

@@ -69,6 +69,7 @@ class Arrow:
     outs: tuple[str, ...]
     closes: bool
     fan: float  # product of the contracted axes at their base size
+    fan_out: int  # product of the produced axes, of each of fused weights
     r_in: float
     r_out: float
     r_index: float
@@ -106,6 +107,11 @@ class Arrow:
         ]
 
     @property
+    def fan_in(self) -> float:
+        """Product of the contracted axes; 1 for a weight that contracts nothing."""
+        return self.fan * self.r_in
+
+    @property
     def std(self) -> float:
         """Init standard deviation at the base size."""
         return self.init * (self.fan**-0.5 if self.ins else 1.0)
@@ -131,6 +137,7 @@ def parse(spec: str, dims: Dims, **fields) -> Arrow:
         outs=outs,
         closes=arrow == "=>",
         fan=math.prod(dims.base.get(a, dims.size(a, spec)) for a in ins),
+        fan_out=math.prod(dims.size(a, spec) for a in outs + tuple(a for a in index if a.isdigit())),
         r_in=dims.ratio(ins),
         r_out=dims.ratio(outs),
         r_index=dims.ratio(index),

@@ -49,7 +49,7 @@ def audit(f: Callable, tree: Any, *args: Any) -> dict[str, list[str]]:
     said = {}
     for name, w in weights(tree).items():
         a = w.arrow
-        if a.fixed and name in products and products[name] != (size := round(a.fan * a.r_in)):
+        if a.fixed and name in products and products[name] != (size := round(a.fan_in)):
             said[name] = [
                 f"scales a product over {products[name]} numbers, but its arrow contracts {' '.join(a.ins) or 'nothing'} ({size})"
             ]

@@ -1,8 +1,8 @@
 """Pure tables: an arrow -> how large its weight starts, how far it moves, which gradient to expect, how it decays.
 
-Everything is relative to the base model, whose hyperparameters were tuned. `r_in`, `r_out` and `r_index` are the products of
-size / base size over the infinite axes that the arrow contracts, produces and indexes. There are no forward multipliers: the
-stored weight is the one the network sees. A published rule with multipliers is turned into its equal without: a weight w behind
+Everything is relative to the base model, whose hyperparameters were tuned, but for the published inits, which are absolute.
+`r_in`, `r_out` and `r_index` are the products of size / base size over the infinite axes that the arrow contracts, produces and
+indexes. There are no forward multipliers: the stored weight is the one the network sees. A published rule with multipliers is turned into its equal without: a weight w behind
 a multiplier a, of init std b and Adam learning rate c, is the weight a w of init std a b and step a c.
 
 A rule is one function of an arrow. Each takes the branch exponent `alpha`; those without a depth rule ignore it.
@@ -45,6 +45,9 @@ class ArrowLike(Protocol):
     fixed: bool
     is_matrix: bool
     is_lookup: bool
+    std: float
+    fan_in: float
+    fan_out: float
 
 
 Table = Callable[[ArrowLike], Scales]
@@ -83,6 +86,28 @@ def standard_layerwise(arrow: ArrowLike, alpha: float = 1.0) -> Scales:
     rates a layer is the same model.
     """
     return _scales(arrow, arrow.r_in**-0.5, 1.0 / arrow.r_in, 1.0 / (arrow.r_out**0.5 * arrow.r_index))
+
+
+def _published(arrow: ArrowLike, std: float) -> Scales:
+    """`standard`, with matrices and look-ups of an init std of its own at every size, the base too; what starts at zero stays there."""
+    s = standard(arrow)
+    return s if arrow.fixed or not arrow.std else s._replace(init=std / arrow.std)
+
+
+def published_normal(arrow: ArrowLike, alpha: float = 1.0) -> Scales:
+    """One std, 0.02, for every matrix and look-up at every width, and one learning rate: GPT-2, MaskGIT, U-ViT, LlamaGen.
+
+    GPT-2's factor (2 depth)^-1/2 on what closes a branch is not in it.
+    """
+    return _published(arrow, 0.02)
+
+
+def published_xavier(arrow: ArrowLike, alpha: float = 1.0) -> Scales:
+    """Xavier's std (2 / (fan-in + fan-out))^1/2 for matrices, 0.02 for look-ups, and one learning rate: DiT, PixArt-alpha.
+
+    Fused matrices count as the one that they are stored as there. Theirs of the time's MLP, normal of std 0.02, are Xavier's here.
+    """
+    return _published(arrow, (2.0 / (arrow.fan_in + arrow.fan_out)) ** 0.5 if arrow.is_matrix else 0.02)
 
 
 def ntk(arrow: ArrowLike, alpha: float = 1.0) -> Scales:
@@ -159,7 +184,10 @@ def spectral(arrow: ArrowLike, alpha: float = 1.0) -> Scales:
     return _scales(arrow, init, step, 1.0 / (arrow.r_out * arrow.r_index))
 
 
-RULES = (standard, standard_embed, standard_layerwise, ntk, mean_field, mup, depth_mup, completep, mup_simple, umup_weights, spectral)
+RULES = (
+    *(standard, standard_embed, standard_layerwise, published_normal, published_xavier),
+    *(ntk, mean_field, mup, depth_mup, completep, mup_simple, umup_weights, spectral),
+)
 TABLES: dict[str, Callable[..., Scales]] = {rule.__name__: rule for rule in RULES}
 
 # epsilon's factor (Scales.eps), of an arrow and what its rule says
