@@ -1,6 +1,6 @@
 """Does the best learning rate of a flow-matching DiT stay put as the model grows 8x wider?
 
-Real icons at 16 pixels; 4 widths x 2 parametrizations x 7 learning rates (9 at the base), one seed. About 7 minutes on 2 cores:
+Real icons at 16 pixels; 4 widths x 2 parametrizations x 7 learning rates (9 at the base), one seed. 4 to 8 minutes on 2 cores:
 `./launch.sh run experiments/quickstart.py`; what it will cost here: `lab plan experiments/quickstart.py`.
 """
 
