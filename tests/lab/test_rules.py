@@ -323,7 +323,8 @@ THEORY = {
     "ntk": {"in": 0, "table": 0, "hid": 0.5, "out": 0.5, "all": 1.0},
     "standard": {"in": 0, "table": 0, "hid": 1, "out": 1, "all": 1.5},
     "standard_embed": {"in": 1, "table": 1, "hid": 1, "out": 1, "all": 1.5},
-    "published_normal": {"in": 0, "table": 0, "hid": 1, "out": 1.5, "all": 1.75},  # what the readout reads grows as width^1/2; all: a sum of 1.5 and 2
+    # what the readout reads grows as width^1/2; all: a sum of 1.5 and 2
+    "published_normal": {"in": 0, "table": 0, "hid": 1, "out": 1.5, "all": 1.75},
 }
 
 
