@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lab.errors import UserError
@@ -86,17 +87,17 @@ def _segments(folder: Path) -> list[Path]:
     return sorted(Path(folder).glob("rows-*.jsonl"))
 
 
-def _packed(folder: Path) -> list[dict]:
+def _packed(folder: Path) -> pa.Table | None:
     path = Path(folder) / "rows.parquet"
     if not path.exists():
-        return []
+        return None
     try:
         rows = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as e:
         raise UserError(f"file {str(path)!r} is damaged ({str(e).splitlines()[0]}); delete its folder and run again") from None
     if missing := [c for c in KEYS if c not in rows.column_names]:
         raise UserError(f"file {str(path)!r} has no column {missing[0]!r}; restore it, or delete its folder and run again")
-    return rows.to_pylist()
+    return rows
 
 
 class Writer:
@@ -105,7 +106,8 @@ class Writer:
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
         # rows are packed before done.json is written, so a kill in between leaves attempts that have no segment
-        before = [int(p.stem.split("-")[1]) for p in _segments(folder)] + [r["attempt"] for r in _packed(folder)]
+        packed = _packed(folder)
+        before = [int(p.stem.split("-")[1]) for p in _segments(folder)] + (packed["attempt"].to_pylist() if packed else [])
         self.attempt = max(before, default=0) + 1
         self._file = (folder / f"rows-{self.attempt:04d}.jsonl").open("x")
 
@@ -131,8 +133,11 @@ def read_rows(folder: Path) -> pa.Table:
 
     A torn last line, which a kill leaves behind, is dropped; any other damaged line raises UserError naming it.
     """
-    rows: dict[tuple, dict] = {(row["trial"], row["step"]): row for row in _packed(folder)}
-    for path in _segments(folder):
+    packed, segments = _packed(folder), _segments(folder)
+    if packed is not None and not segments:
+        return packed
+    rows: dict[tuple, dict] = {(row["trial"], row["step"]): row for row in (packed.to_pylist() if packed else [])}
+    for path in segments:
         lines = path.read_bytes().split(b"\n")
         for number, line in enumerate(lines, 1):
             if not line:
@@ -175,13 +180,14 @@ def table(folder: Path) -> pa.Table:
         rows = read_rows(folder / name) if (folder / name).is_dir() else None
         if rows is None or not rows.num_rows:
             continue
-        points = [study["trials"].get(i, {}).get("point", {}) for i in rows["trial"].to_pylist()]
+        trials = pc.unique(rows["trial"])
+        points, at = [study["trials"].get(i, {}).get("point", {}) for i in trials.to_pylist()], pc.index_in(rows["trial"], trials)
         for key in study["swept"]:
             if key not in rows.column_names:  # seed and arm are columns of their own
-                rows = rows.append_column(key, pa.array([p.get(key) for p in points]))
+                rows = rows.append_column(key, pa.array([p.get(key) for p in points]).take(at))
         card = read_json(folder / name / "card.json")
-        rows = rows.append_column("population", pa.array([name] * rows.num_rows))
-        parts.append(rows.append_column("parameters", pa.array([card["parameters"]] * rows.num_rows)))
+        rows = rows.append_column("population", pa.repeat(name, rows.num_rows))
+        parts.append(rows.append_column("parameters", pa.repeat(card["parameters"], rows.num_rows)))
     whole = pa.concat_tables(parts, promote_options="permissive") if parts else pa.table({})
     return _joined(whole) if any("halving" in p for p in study["populations"].values()) else whole
 
@@ -216,8 +222,9 @@ def _at(rows: pa.Table, steps: dict[str, int]) -> pa.Table:
     """The row of each trial at a step of its own."""
     if not rows.num_rows:
         return rows
-    pairs = zip(rows["trial"].to_pylist(), rows["step"].to_pylist(), strict=True)
-    return rows.filter(pa.array([steps.get(i) == step for i, step in pairs]))
+    trials = pc.unique(rows["trial"])
+    last = pa.array([steps.get(i) for i in trials.to_pylist()], pa.int64())
+    return rows.filter(pc.equal(rows["step"], last.take(pc.index_in(rows["trial"], trials))))  # of a trial without a step none
 
 
 def until(study: dict, name: str) -> int:
@@ -263,7 +270,7 @@ def status(folder: Path) -> dict[str, str]:
 def progress(folder: Path) -> str:
     """'step' reached by a population, as far as its rows tell."""
     rows = read_rows(folder) if Path(folder).is_dir() else None
-    return str(max(rows["step"].to_pylist())) if rows is not None and rows.num_rows else ""
+    return str(pc.max(rows["step"]).as_py()) if rows is not None and rows.num_rows else ""
 
 
 def results(folder: Path) -> pa.Table:
