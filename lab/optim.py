@@ -8,6 +8,7 @@ may have one (Scales.eps). All hyperparameters are traced: one compiled program 
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -41,6 +42,7 @@ class Hyper(NamedTuple):
     slot: Any
     scales: list[Scales]
     own: dict[str, Any] = {}  # noqa: RUF012  numbers that the optimizer alone knows
+    horizon: tuple = ()  # steps, warmup and last of the Schedule; (): the program's own
 
 
 def kind(name: str) -> type:
@@ -90,27 +92,46 @@ def traced(config: dict[str, Any]) -> set[str]:
     return {*TRACED, *own(config)[0]}
 
 
-def schedule(name: str, steps: int, warmup: int, decay: float) -> optax.Schedule:
-    """Multiplier of the peak learning rate at each step: linear warm-up, then `name`.
+@dataclass(frozen=True)
+class Schedule:
+    """Multiplier of the peak learning rate at each step: linear warm-up, then constant, linear, cosine or wsd (arXiv 2404.06395).
 
-    constant: 1. linear, cosine: to 0 at `steps`. wsd: 1, then linear to 0 over the last `decay` share of the steps
-    (arXiv 2404.06395).
+    optax's schedules have these curves; these may have traced numbers, so that trials of several horizons share a compiled program.
     """
+
+    name: str
+    steps: Any
+    warmup: Any
+    last: Any  # steps over which `wsd` decays
+
+    @property
+    def horizon(self) -> tuple:
+        """The numbers."""
+        return self.steps, self.warmup, self.last
+
+    def at(self, horizon: tuple) -> "Schedule":
+        """The same with other numbers, if there are any."""
+        return Schedule(self.name, *horizon) if horizon else self
+
+    def __call__(self, count: Any) -> jax.Array:
+        """The multiplier of step `count`, from 0; the first already moves (1 / warmup, not 0)."""
+        done = jnp.clip((count - self.warmup) / (self.steps - self.warmup), 0.0, 1.0)
+        after = {
+            "constant": lambda: 1.0,
+            "linear": lambda: 1.0 - done,
+            "cosine": lambda: 0.5 * (1.0 + jnp.cos(jnp.pi * done)),
+            "wsd": lambda: jnp.clip((self.steps - count) / self.last, 0.0, 1.0),
+        }[self.name]()
+        return jnp.where(count < self.warmup, (count + 1) / jnp.maximum(self.warmup, 1), after)
+
+
+def schedule(name: str, steps: int, warmup: int, decay: float) -> Schedule:
+    """The schedule of a config's keys; `wsd` goes linearly to 0 over the last `decay` share of the steps after the warm-up."""
     if name not in SCHEDULES:
         raise unknown("optim.schedule", name, SCHEDULES)
     if not 0 <= warmup < steps:
         raise UserError(f"optim.warmup={warmup} must be at least 0 and below train.steps={steps}")
-    rest = steps - warmup
-    last = max(1, round(decay * rest))
-    after = {
-        "constant": optax.constant_schedule(1.0),
-        "linear": optax.linear_schedule(1.0, 0.0, rest),
-        "cosine": optax.cosine_decay_schedule(1.0, rest),
-        "wsd": optax.join_schedules([optax.constant_schedule(1.0), optax.linear_schedule(1.0, 0.0, last)], [rest - last]),
-    }[name]
-    # the first step already moves: (1 / warmup), not 0
-    up = optax.linear_schedule(1.0 / max(warmup, 1), 1.0, max(warmup - 1, 1))
-    return optax.join_schedules([up, after], [warmup]) if warmup else after
+    return Schedule(name, steps, warmup, max(1, round(decay * (steps - warmup))))
 
 
 def _each(f, scales: list[Scales], tree: Any, *rest: Any) -> Any:
@@ -123,7 +144,7 @@ def _each(f, scales: list[Scales], tree: Any, *rest: Any) -> Any:
     return jax.tree.unflatten(treedef, out)
 
 
-def optimizer(hyper: Hyper, rate: optax.Schedule, core: Callable = adamw.Optimizer) -> optax.GradientTransformation:
+def optimizer(hyper: Hyper, rate: Callable, core: Callable = adamw.Optimizer) -> optax.GradientTransformation:
     """The optimizer of one trial; `rate` multiplies hyper.lr. Its state is optax's own, with the core's in its midst.
 
     `core` is called with the hyperparameters that it takes and gives `init(params)` and `update(updates, state, params)`, and may give

@@ -105,7 +105,7 @@ def hyper(program: Program, config: dict, table: parametrization.Table, slot: in
     """The traced hyperparameters of one config as plain numbers; `slot` is which seed's batch it reads."""
     o = config["optim"]
     numbers = [*peak(config), *(o[k] for k in ("b1", "b2", "eps")), o["clip"] or INFINITE, o["ema"]]
-    return Hyper(*map(float, numbers), config["seed"], slot, axes.scales(program.model, table), own(o)[0])
+    return Hyper(*map(float, numbers), config["seed"], slot, axes.scales(program.model, table), own(o)[0], program.rate.horizon)
 
 
 def stacked(rows: list[Hyper]) -> Hyper:

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from lab.axes import Dims, draw, view
-from lab.optim import Hyper, optimizer
+from lab.optim import Hyper, Schedule, optimizer
 from lab.optimizers import adamw
 
 DIVERGED = 10.0  # a training loss this many times the first one counts as diverged, as a non-finite one does
@@ -36,7 +36,7 @@ class Program:
     model: Any
     dims: Dims
     objective: Any
-    rate: optax.Schedule
+    rate: Schedule
     dtype: jnp.dtype
     core: Callable = adamw.Optimizer
 
@@ -47,7 +47,7 @@ class Program:
     def init(self, hyper: Hyper) -> State:
         """State before the first step; every number comes from hyper.seed and hyper.scales."""
         params = draw(jax.random.fold_in(jax.random.key(hyper.seed), 0), self.model, hyper.scales)
-        opt = optimizer(hyper, self.rate, self.core).init(params)
+        opt = optimizer(hyper, self.rate.at(hyper.horizon), self.core).init(params)
         first, alive = jnp.float32(jnp.inf), jnp.array(True)
         # a buffer of its own: donated buffers must not be shared between params and their average
         return State(params, opt, jax.tree.map(jnp.copy, params), jnp.int32(0), alive, first)
@@ -56,7 +56,7 @@ class Program:
         """Loss and gradient on the batch of a step, and what the optimizer makes of it: the update and its next state."""
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(hyper.seed), 1), step)
         loss, grads = jax.value_and_grad(lambda p: jnp.mean(self.loss(p, key, batch)))(params)
-        return loss, grads, *optimizer(hyper, self.rate, self.core).update(grads, opt, params)
+        return loss, grads, *optimizer(hyper, self.rate.at(hyper.horizon), self.core).update(grads, opt, params)
 
     def step(self, state: State, hyper: Hyper, batch: dict) -> tuple[State, dict]:
         """One update on a batch; a trial that diverges keeps its last state from then on."""

@@ -171,3 +171,18 @@ def test_bad_keys_and_sizes_are_named():
     assert "size 'image' is 32 in the config but 16 in the data" in said("model", "image", 32)
     assert "'float16' is unknown" in said("train", "dtype", "float16")
     assert "'ditt' is unknown (nearest: 'dit')" in said("model", "name", "ditt")
+
+
+def test_horizons_share_a_compiled_program():
+    """Steps, warm-up and decay are traced, so a longer run compiles nothing anew; another kind of schedule does."""
+
+    def text(**optim):
+        (t,) = small.trials(points((SMALL, 0, "mup")), **optim)
+        program = build(t.config, SIDES)
+        hyper = jax.tree.map(lambda x: x[0], hypers(program, [t], [0]))
+        state = jax.eval_shape(program.init, hyper)
+        return jax.jit(program.step).lower(state, hyper, small.batch(4)).as_text()
+
+    first = text(**{"optim.schedule": "wsd"})
+    assert first == text(**{"optim.schedule": "wsd", "train.steps": 30, "optim.warmup": 5, "optim.decay": 0.5})
+    assert first != text(**{"optim.schedule": "cosine"})
