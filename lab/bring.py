@@ -1,13 +1,15 @@
-"""Runs of others -> a folder that laws are fitted to: CSV, parquet or JSON lines, read through a map of columns. No jax here.
+"""Runs of others -> a folder that laws are fitted to: CSV, parquet, JSON lines or TensorBoard's events, read through a map of columns. No jax here.
 
 The folder holds one file, points.json: `runs`, one row each with the columns that lab/laws/points.py declares, and `files`, which they were read from
 (SHA-256) and how (map, convention and the rest). It is written whole, after all that was given has been read and held against what is there.
 """
 
 import csv
+import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +31,7 @@ CONVENTION = "6ND: 6 x params x examples, as mapped"
 UNTOLD = "not told"
 ABSENT = ("", "null", "none", "n/a", "-")  # cells in which nothing was logged; NaN is a loss that was
 WHOLE = "all"  # the arm of runs of which none was told
+RUN, STEP = "run", "step"  # columns of event files beside their tags: the subfolder that holds them, and the step
 Values = dict[str, list]  # column -> a value a row; None where nothing was logged
 
 
@@ -40,6 +43,7 @@ class How(NamedTuple):
     flops: str = ""  # '6ND': made of params and examples
     convention: str = ""  # how FLOPs were counted, in words
     arm: str = ""  # of all runs of the file
+    join: str = ""  # file with a row a run, whose columns join those of the runs of that name
 
 
 def has(folder: Path) -> bool:
@@ -90,14 +94,17 @@ def add(files: Sequence[str], folder: Path, how: How) -> list[str]:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--to {str(folder)!r} is a file; runs are brought into a folder")
     readers = [_reader(Path(f)) for f in files]
+    if how.join:
+        _reader(Path(how.join))
     folder.mkdir(parents=True, exist_ok=True)
     with record.Lock(folder):
         now = read(folder) if has(folder) else {"schema": SCHEMA, "metric": how.map["loss"], "files": [], "runs": []}
         said = []
         for path, reader in zip(files, readers, strict=True):
-            mark, settings = sha256(Path(path)), json.loads(json.dumps(how._asdict()))
+            mark, settings = _digest(Path(path)), json.loads(json.dumps(how._asdict()))
+            settings |= {"join_sha256": sha256(Path(how.join))} if how.join else {}
             if before := next((f for f in now["files"] if f["sha256"] == mark), None):
-                if {k: before[k] for k in settings} != settings:
+                if {k: before.get(k, "") for k in settings} != settings:
                     raise UserError(f"file {path!r} is in {str(folder)!r} already, read otherwise; to read it anew delete {folder / FILE}")
                 said.append(f"{path}: there already")
                 continue
@@ -163,27 +170,121 @@ def _flat(value: dict, before: str = "") -> dict[str, Any]:
     return out
 
 
+def _event_files(path: Path) -> list[Path]:
+    """Event files of a folder of runs, the oldest of each run first; of a file, itself."""
+    return [path] if path.is_file() else sorted(p for p in path.rglob("*tfevents*") if p.is_file())
+
+
+def _events(path: Path, wanted: set[str]) -> tuple[list[str], Values]:
+    """A row a run and step of TensorBoard's event files: tags, RUN, STEP, and the hyperparameters that the run's own folder tells of it."""
+    try:
+        from google.protobuf.message import DecodeError
+        from tensorboardX.proto import event_pb2, plugin_hparams_pb2
+    except ImportError:
+        raise UserError(f"event files {str(path)!r} are read by tensorboardX, which is not installed: pip install tensorboardX") from None
+    root, rows, told = path if path.is_dir() else path.parent, {}, {}
+    for file in _event_files(path):
+        run = root.resolve().name if file.parent == root else file.parent.relative_to(root).as_posix()
+        for frame in _frames(file):
+            try:
+                event = event_pb2.Event.FromString(frame)
+            except DecodeError as e:
+                raise UserError(f"event file {str(file)!r} is damaged: {e}") from None
+            for value in event.summary.value:
+                if value.tag == "_hparams_/session_start_info":
+                    start = plugin_hparams_pb2.HParamsPluginData.FromString(value.metadata.plugin_data.content).session_start_info
+                    told[run] = {k: getattr(v, v.WhichOneof("kind")) for k, v in start.hparams.items()}
+                elif (scalar := _scalar(value)) is not None:
+                    rows.setdefault((run, event.step), {})[value.tag] = scalar
+    table = [told.get(run, {}) | rows[run, step] | {RUN: run, STEP: step} for run, step in sorted(rows)]
+    names = list(dict.fromkeys(k for row in table for k in row)) or [RUN, STEP]
+    return names, {n: [row.get(n) for row in table] for n in names if n in wanted}
+
+
+def _frames(file: Path) -> Iterator[bytes]:
+    """Records of a TFRecord file (length, its CRC, bytes, their CRC); one that is cut off at the end is of a run that writes, or was killed."""
+    from tensorboardX.record_writer import masked_crc32c
+
+    with file.open("rb") as f:
+        while len(head := f.read(12)) == 12:
+            length, check = struct.unpack("<QI", head)
+            if masked_crc32c(head[:8]) != check:
+                raise UserError(f"event file {str(file)!r} is damaged at byte {f.tell() - 12}")
+            if len(body := f.read(length + 4)) == length + 4:
+                yield body[:length]
+
+
+def _scalar(value: Any) -> float | None:
+    """The number of a summary's value, as a float or, as TensorFlow 2 and clu write it, a tensor of one; None of another kind."""
+    if value.HasField("simple_value"):
+        return value.simple_value
+    t = value.tensor
+    if not value.HasField("tensor") or any(d.size != 1 for d in t.tensor_shape.dim):
+        return None
+    for field in (t.float_val, t.double_val, t.int_val, t.int64_val):
+        if len(field) == 1:
+            return float(field[0])
+    kind = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8", 19: "<f2"}.get(t.dtype)  # DT_FLOAT, DT_DOUBLE, DT_INT32, DT_INT64, DT_HALF
+    return float(np.frombuffer(t.tensor_content, kind)[0]) if kind and t.tensor_content else None
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file, or of the names and digests of a folder's event files."""
+    if path.is_file():
+        return sha256(path)
+    return hashlib.sha256("".join(f"{p.relative_to(path).as_posix()} {sha256(p)}\n" for p in _event_files(path)).encode()).hexdigest()
+
+
 READERS: dict[str, Callable[[Path, set[str]], tuple[list[str], Values]]] = {".csv": _csv, ".parquet": _parquet, ".jsonl": _lines}
 
 
 def _reader(path: Path) -> Callable[[Path, set[str]], tuple[list[str], Values]]:
-    if not path.is_file():
-        raise UserError(f"file {str(path)!r} {'is a folder; name its files' if path.is_dir() else 'does not exist'}")
-    if "tfevents" in path.name:
-        raise UserError(
-            f"event file {str(path)!r} is not read here; write its scalars as CSV first, as by tbparse: SummaryReader(DIR, pivot=True).scalars.to_csv(FILE)"
-        )
+    if not path.exists():
+        raise UserError(f"file {str(path)!r} does not exist")
+    if "tfevents" in path.name or (path.is_dir() and _event_files(path)):
+        return _events
+    if path.is_dir():
+        raise UserError(f"file {str(path)!r} is a folder without TensorBoard's event files; name its files")
     if path.suffix not in READERS:
         raise unknown(f"kind of file {str(path)!r}:", path.suffix, READERS)
     return READERS[path.suffix]
 
 
+def _table(path: str, reader: Callable, wanted: set[str]) -> tuple[list[str], Values]:
+    """Names of a file's columns, and the values of those wanted."""
+    try:
+        return reader(Path(path), wanted)
+    except (csv.Error, ValueError, AttributeError, OSError, pa.ArrowException) as e:
+        kind = "event files" if reader is _events else Path(path).suffix[1:]
+        raise UserError(f"file {path!r} cannot be read as {kind}: {str(e).splitlines()[0]}") from None
+
+
+def _joined(path: str, names: list[str], found: Values, how: How) -> tuple[list[str], Values]:
+    """Columns of a file, and those of the file to join, whose row of the same run stands beside every row."""
+    if RUN not in how.map:
+        raise UserError(f"--join {how.join!r} needs --map run=COLUMN, which both files have")
+    key, wanted = how.map[RUN], set(how.map.values())
+    more_names, more = _table(how.join, _reader(Path(how.join)), wanted)
+    for file, columns in ((path, names), (how.join, more_names)):
+        if key not in columns:
+            raise unknown(f"--map run: column of {file!r}", key, columns)
+    if both := sorted((set(names) & set(more_names) & wanted) - {key}):
+        raise UserError(f"--join {how.join!r}: column {both[0]!r} is in {path!r} too; which is meant?")
+    place: dict[str, int] = {}
+    for i, run in enumerate(map(str, more[key])):
+        if place.setdefault(run, i) != i:
+            raise UserError(f"--join {how.join!r} has run {run!r} twice; a row a run is expected")
+    at = [place.get(str(v)) for v in found[key]]
+    if None in at:
+        raise UserError(f"--join {how.join!r} has no row of run {found[key][at.index(None)]!r}")
+    return [*names, *(n for n in more_names if n != key)], found | {n: [v[i] for i in at] for n, v in more.items() if n != key}
+
+
 def _columns(path: str, reader: Callable, how: How) -> Values:
     """Key of the map -> the file's values."""
-    try:
-        names, found = reader(Path(path), set(how.map.values()))
-    except (csv.Error, ValueError, AttributeError, OSError, pa.ArrowException) as e:
-        raise UserError(f"file {path!r} cannot be read as {Path(path).suffix[1:]}: {str(e).splitlines()[0]}") from None
+    names, found = _table(path, reader, set(how.map.values()))
+    if how.join:
+        names, found = _joined(path, names, found, how)
     for key, name in how.map.items():
         if name not in found:
             raise unknown(f"--map {key}: column of {path!r}", name, names)
@@ -211,7 +312,9 @@ def _number(value: Any, where: str) -> float:
 
 
 def _runs(path: str, reader: Callable, how: How) -> list[dict]:
-    """A row of the table for every run of a file."""
+    """A row of the table for every run of a file, or of a folder of event files, whose subfolders are runs unless a column tells."""
+    if reader is _events:
+        how = how._replace(map={RUN: RUN, **how.map})
     values = _columns(path, reader, how)
     groups: dict[str, list[int]] = {}
     for i in range(len(values["loss"])):

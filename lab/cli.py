@@ -90,9 +90,13 @@ def _parser() -> argparse.ArgumentParser:
     rival.add_argument("--base", required=True, metavar="ARM", help="the baseline")
     rival.add_argument("--arm", default="", help="the arm held against it (default: the other one of two)")
     brought = command(
-        "records", _records, "bring in runs of others (CSV, parquet, JSON lines) for fit, forecast and compare", "action", "add"
+        "records",
+        _records,
+        "bring in runs of others (CSV, parquet, JSON lines, TensorBoard) for fit, forecast and compare",
+        "action",
+        "add",
     )
-    brought.add_argument("files", nargs="+", metavar="FILE", help=".csv, .parquet or .jsonl")
+    brought.add_argument("files", nargs="+", metavar="FILE", help=".csv, .parquet or .jsonl, or a folder of TensorBoard's runs")
     brought.add_argument("--to", required=True, metavar="DIR", help="folder of the runs, made where there is none, else added to")
     about = "loss, flops, params, examples, run, arm, seed, convention, device, precision or data, and the files' column of it"
     brought.add_argument("--map", action="append", default=[], metavar="KEY=COLUMN", help=about)
@@ -100,6 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     brought.add_argument("--flops", default="", metavar="6ND", help="make FLOPs of params and examples where no column has them")
     brought.add_argument("--convention", default="", metavar="TEXT", help="how FLOPs are counted")
     brought.add_argument("--arm", default="", metavar="NAME", help="arm of all runs of these files")
+    brought.add_argument(
+        "--join", default="", metavar="FILE", help="file with a row a run, such as sizes, to stand beside the runs' own rows"
+    )
     design = command(
         "ladder",
         _ladder,
@@ -419,7 +426,7 @@ def _records(args: argparse.Namespace) -> None:
                 f"--map {text!r} {'names a key twice' if key in columns else 'is malformed'}; expected KEY=COLUMN such as loss=val/loss"
             )
         columns[key] = column
-    print("\n".join(bring.add(args.files, Path(args.to), bring.How(columns, args.at, args.flops, args.convention, args.arm))))
+    print("\n".join(bring.add(args.files, Path(args.to), bring.How(columns, args.at, args.flops, args.convention, args.arm, args.join))))
 
 
 def _forecast(args: argparse.Namespace) -> None:

@@ -241,7 +241,7 @@ def band(points: dict[str, tuple], bands: dict[str, tuple], metric: str, least: 
         ax.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
         seen = x <= flops.max()
         ax.plot(x[seen], mid[seen], "-", color=colour, label=arm)
-        ax.plot(x[~seen], mid[~seen], "--", color=colour, lw=1.1)
+        ax.plot(x[seen.sum() - 1 :], mid[seen.sum() - 1 :], "--", color=colour, lw=1.1)
     if least is not None:
         ax.axhline(least, ls=":", color="0.4", lw=1.1, label="least possible")
     ax.set_xscale("log")

@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lab import bring, cli, fit
+from lab.errors import UserError
+from lab.files import sha256
 from lab.laws.points import points
 
 TRUTH = published.BESIROGLU
@@ -213,6 +215,121 @@ def test_odd_units_are_noted(tmp_path):
     assert not any("note:" in line for line in bring.add([file], tmp_path / "fine", bring.How(MAP, flops="6ND")))
 
 
+def sizes(path, runs, **more):
+    """A table with a row a run: its name, its parameters and what else is given."""
+    return write(path, {"run": list(runs), "n": [size for size, _ in runs.values()], **more})
+
+
+def test_sizes_come_from_a_table_beside_histories(tmp_path, capsys):
+    runs = {"a": (10.0, 3.0), "b": (20.0, 2.0)}
+    table = histories(runs)
+    del table["size"]
+    file, beside = write(tmp_path / "histories.csv", table), sizes(tmp_path / "sizes.parquet", runs, tokens=[100, 200])
+    args = ["records", "add", file, "--to", tmp_path / "to", "--join", beside, *mapped({"run": "run", "loss": "loss"})]
+    code, _, err = lab(capsys, *args, *mapped({"params": "n", "examples": "tokens"}), "--flops", "6ND")
+    assert (code, err) == (0, "")
+    ends = bring.read(tmp_path / "to")["runs"]
+    assert [(r["run"], r["loss"], r["flops"]) for r in ends] == [("a", 3.0, 6e3), ("b", 2.0, 24e3)]
+    (told,) = bring.read(tmp_path / "to")["files"]
+    assert (told["join"], told["join_sha256"]) == (str(beside), sha256(beside))
+    assert "there already" in lab(capsys, *args, *mapped({"params": "n", "examples": "tokens"}), "--flops", "6ND")[1]
+
+
+def test_a_table_that_does_not_join_is_one_line(tmp_path, capsys):
+    runs = {"a": (10.0, 3.0), "b": (20.0, 2.0)}
+    file = write(tmp_path / "histories.csv", histories(runs))
+    columns = {"run": "run", "loss": "loss", "flops": "flops", "params": "n"}
+    twice = write(tmp_path / "twice.csv", {"run": ["a", "b", "a"], "n": [1, 2, 3]})
+    for beside, given, wanted in (
+        (sizes(tmp_path / "one.csv", {"a": (1, 1)}), columns, "has no row of run 'b'"),
+        (twice, columns, "has run 'a' twice"),
+        (sizes(tmp_path / "both.csv", runs, flops=[1, 2]), columns, "column 'flops' is in .* too"),
+        (sizes(tmp_path / "plain.csv", runs), {k: v for k, v in columns.items() if k != "run"}, "needs --map run=COLUMN"),
+        (sizes(tmp_path / "plain.csv", runs), columns | {"params": "size_"}, "--map params: column of .* 'size_' is unknown"),
+        (sizes(tmp_path / "plain.csv", runs), columns | {"run": "Name"}, "--map run: column of .* 'Name' is unknown"),
+        (tmp_path / "nowhere.csv", columns, "does not exist"),
+    ):
+        code, _, err = lab(capsys, "records", "add", file, "--to", tmp_path / "to", "--join", beside, *mapped(given))
+        assert (code, err.count("\n")) == (2, 1), err
+        assert re.search(wanted, err), err
+    assert not (tmp_path / "to" / bring.FILE).exists()
+
+
+def logged(folder, runs, hyperparameters=True, length=4):
+    """Histories of `runs` as TensorBoard's event files, a subfolder a run; sizes are hyperparameters of the run where those are told."""
+    writing = pytest.importorskip("tensorboardX")
+    from tensorboardX.summary import hparams
+
+    for name, (size, loss) in runs.items():
+        with writing.SummaryWriter(str(folder / name)) as writer:
+            if hyperparameters:
+                for summary in hparams({"size": size, "rule": "plain"}, {}):
+                    writer.file_writer.add_summary(summary)
+            for i in range(length + 1):
+                writer.add_scalar("flops", 1e6 * size * i, i)
+                if i % 2 == 0:
+                    writer.add_scalar("val/loss", loss + length - i, i)
+    return folder
+
+
+TAGS = {"loss": "val/loss", "flops": "flops"}
+
+
+def test_tensorboards_runs_are_those_of_its_subfolders(tmp_path, capsys):
+    runs = {"small/seed0": (10.0, 3.0), "large": (20.0, 2.0), "gone": (30.0, float("nan"))}
+    folder = logged(tmp_path / "logs", runs)
+    columns = TAGS | {"params": "size", "arm": "rule"}
+    code, out, err = lab(capsys, "records", "add", folder, "--to", tmp_path / "to", *mapped(columns))
+    assert (code, err) == (0, "")
+    assert "diverged, as they have no finite loss: gone" in out
+    ends = bring.read(tmp_path / "to")["runs"]
+    assert [(r["run"], r["arm"], r["loss"], r["params"], r["flops"]) for r in ends if r["run"] != "gone"] == [
+        ("large", "plain", 2.0, 20.0, 8e7),
+        ("small/seed0", "plain", 3.0, 10.0, 4e7),
+    ]
+    assert "there already" in lab(capsys, "records", "add", folder, "--to", tmp_path / "to", *mapped(columns))[1]
+    single = next((folder / "large").iterdir())
+    bring.add([str(single)], tmp_path / "single", bring.How(columns))
+    assert [r["run"] for r in bring.read(tmp_path / "single")["runs"]] == ["large"]
+
+
+def test_tensorboards_runs_are_the_same_points_as_their_csv(tmp_path):
+    """Runs that log no size get it from a table of sizes; what comes in is what the same histories give as CSV, but for float32."""
+    runs = {f"n{i}": (10.0 * 2**i, 3.0 - 0.25 * i) for i in range(4)}
+    how = bring.How(TAGS | {"params": "n"}, join=str(sizes(tmp_path / "sizes.csv", runs)))
+    bring.add([str(logged(tmp_path / "logs", runs, hyperparameters=False))], tmp_path / "events", how)
+    table = histories(runs)
+    table["val/loss"] = table.pop("loss")
+    bring.add([str(write(tmp_path / "h.csv", table))], tmp_path / "csv", how._replace(map=TAGS | {"params": "n", "run": "run"}))
+    events, rows = ([{k: v for k, v in r.items() if k != "file"} for r in bring.read(tmp_path / d)["runs"]] for d in ("events", "csv"))
+    assert events == rows
+
+
+def test_tensors_of_one_number_are_scalars_and_a_torn_end_is_left(tmp_path):
+    """TensorFlow 2 and clu log tensors; a run that was killed ends in the middle of a record."""
+    writing = pytest.importorskip("tensorboardX")
+    from tensorboardX.proto import summary_pb2, tensor_pb2
+
+    tensors = {
+        "val/loss": tensor_pb2.TensorProto(dtype=1, float_val=[2.5]),
+        "flops": tensor_pb2.TensorProto(dtype=2, tensor_content=np.array(3e9, "<f8").tobytes()),
+        "image": tensor_pb2.TensorProto(dtype=7, string_val=[b"png"]),
+    }
+    with writing.SummaryWriter(str(tmp_path / "run")) as writer:
+        for tag, tensor in tensors.items():
+            writer.file_writer.add_summary(summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=tag, tensor=tensor)]), 7)
+        writer.flush()
+    (file,) = (tmp_path / "run").iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole + whole[: len(whole) // 2 - 3])
+    bring.add([str(tmp_path / "run")], tmp_path / "to", bring.How(TAGS))
+    (run,) = bring.read(tmp_path / "to")["runs"]
+    assert (run["run"], run["loss"], run["flops"]) == ("run", 2.5, 3e9)
+    file.write_bytes(b"\x01" * 40)
+    with pytest.raises(UserError, match="is damaged at byte 0"):
+        bring.add([str(file)], tmp_path / "to", bring.How(TAGS))
+
+
 MISTAKES = [
     ({"loss": "val/los", "flops": "flops"}, {}, r"--map loss: column of '.*' 'val/los' is unknown \(nearest: 'val/loss'\)"),
     ({"los": "val/loss"}, {}, r"--map: column of the table 'los' is unknown \(nearest: 'loss'\)"),
@@ -249,7 +366,6 @@ def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, capsys, columns, opt
 
 
 def test_files_that_cannot_be_read_are_one_line(tmp_path, capsys):
-    (tmp_path / "events.out.tfevents.1.host").write_bytes(b"\x18")
     (tmp_path / "torn.parquet").write_bytes(b"PAR1")
     (tmp_path / "torn.jsonl").write_text('{"loss": 1\n')
     (tmp_path / "list.jsonl").write_text("[1, 2]\n")
@@ -258,7 +374,6 @@ def test_files_that_cannot_be_read_are_one_line(tmp_path, capsys):
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00loss")
     (tmp_path / "runs.xlsx").write_bytes(b"PK")
     for name, wanted in {
-        "events.out.tfevents.1.host": "write its scalars as CSV first",
         "torn.parquet": "cannot be read as parquet",
         "torn.jsonl": "cannot be read as jsonl",
         "list.jsonl": "cannot be read as jsonl",
@@ -267,7 +382,7 @@ def test_files_that_cannot_be_read_are_one_line(tmp_path, capsys):
         "binary.csv": "cannot be read as csv",
         "runs.xlsx": "'.xlsx' is unknown",
         "nowhere.csv": "does not exist",
-        ".": "is a folder; name its files",
+        ".": "is a folder without TensorBoard's event files; name its files",
     }.items():
         args = ["--to", tmp_path / "to", "--map", "loss=loss", "--map", "flops=flops"]
         code, out, err = lab(capsys, "records", "add", tmp_path / name, *args)
