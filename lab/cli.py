@@ -82,10 +82,17 @@ def _parser() -> argparse.ArgumentParser:
     law.add_argument("--out", default="law.png", help="figure to write (default: law.png)")
     law.add_argument("--points", metavar="FILE", help="write the points used and what was left out, as .csv or .json")
     law.add_argument("--methods", action="store_true", help="print a paragraph for a paper's section of methods")
-    ahead = command("forecast", _forecast, "loss, best size and data of a budget, with intervals", "study", RUNS)
-    ahead.add_argument("--flops", type=float, required=True, help="training FLOPs of the run, such as 1e20")
+    ahead = command("forecast", _forecast, "loss, best size and data of a budget or the loss of a given run, with intervals", "study", RUNS)
+    ahead.add_argument("--flops", type=float, help="training FLOPs of the run, such as 1e20")
+    about = "experiment file, or keys in place of the arm's own, such as model.width=1024,train.steps=100000, or params=1e9,examples=2e10"
+    ahead.add_argument("--to", action="append", default=[], metavar="CONFIG", help=f"the run itself: {about}")
+    ahead.add_argument("--on", metavar="DEVICE[:COUNT]", help="tell hours on so many devices, such as v5p:64; wants --mfu")
+    ahead.add_argument("--mfu", type=float, help="--on: share of the published peak that is assumed to be reached, such as 0.4")
+    ahead.add_argument("--price", type=float, help="--on: of a device-hour")
+    about = "a judge's column of the final rows, such as oracle; =CHANCE where the records do not tell it"
     for sub in (law, ahead):
         sub.add_argument("--arm", default="", help="the arm alone (default: every arm)")
+        sub.add_argument("--skill", action="append", default=[], metavar="COLUMN[=CHANCE]", help=f"laws of a score too: {about}")
     rival = command("compare", _compare, "how many times fewer FLOPs an arm needs for a baseline's loss", "study", RUNS)
     rival.add_argument("--base", required=True, metavar="ARM", help="the baseline")
     rival.add_argument("--arm", default="", help="the arm held against it (default: the other one of two)")
@@ -401,12 +408,17 @@ def _batch(args: argparse.Namespace) -> None:
 
 
 def _fit(args: argparse.Namespace) -> None:
-    from lab import fit
+    from lab import fit, skills
 
-    told = fit.read(Path(args.study), args.arm)
+    told, scores = fit.read(Path(args.study), args.arm), [skills.read(Path(args.study), name, args.arm) for name in args.skill]
     print(fit.text(Path(args.study), told))
     if any(t.laws for t in told.arms.values()):
         print(f"figure: {fit.figure(told, Path(args.out))}")
+    for s in scores:
+        print(f"\n{skills.text(s)}")
+        if s.laws:
+            out = Path(args.out)
+            print(f"figure: {skills.figure(s, out.with_name(f'{out.stem}-{s.column}{out.suffix}'))}")
     if args.points:
         print(f"points: {fit.write_points(told, Path(args.points))}")
     if args.methods:
@@ -430,11 +442,22 @@ def _records(args: argparse.Namespace) -> None:
 
 
 def _forecast(args: argparse.Namespace) -> None:
-    if not 0 < args.flops < float("inf"):
+    if (args.flops is None) == (not args.to):
+        raise UserError(f"lab forecast wants either --flops or --to, {'both were' if args.to else 'neither was'} given")
+    if args.flops is not None and not 0 < args.flops < float("inf"):
         raise UserError(f"--flops={args.flops} must be above 0")
-    from lab import fit
+    for key, value in (("--mfu", args.mfu), ("--price", args.price)):
+        if value is not None and args.on is None:
+            raise UserError(f"{key}={value} is of devices; name them by --on, such as --on v5p:64")
+    from lab import ahead, devices, fit, skills
 
-    print(fit.forecast_text(fit.read(Path(args.study), args.arm), args.flops))
+    folder, on = Path(args.study), args.on and devices.machine(args.on, args.mfu, args.price)
+    told, given = fit.read(folder, args.arm), [part for text in args.to for part in text.split(",")]
+    scores = tuple(skills.read(folder, name, args.arm) for name in args.skill)
+    to = None
+    if given:
+        to = ahead.targets(folder, told, Path(given[0]) if len(given) == 1 and "=" not in given[0] else dict(map(_option, given)))
+    print(ahead.text(told, args.flops, to, on or None, scores))
 
 
 def _compare(args: argparse.Namespace) -> None:

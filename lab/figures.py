@@ -251,6 +251,35 @@ def band(points: dict[str, tuple], bands: dict[str, tuple], metric: str, least: 
     return figure
 
 
+def skill(points: dict[str, dict[str, tuple]], bands: dict[str, dict[str, tuple]], name: str, metric: str, between: tuple) -> Figure:
+    """A score against training FLOPs and against loss, a panel a predictor, with the law of each arm and its interval; dashed beyond the points.
+
+    `points[predictor][arm]` is (x, score), `bands[predictor][arm]` (x, score, lowest, highest); dotted lines are chance and the top.
+    """
+    figure = Figure(figsize=(1.4 + 3.6 * len(points), 3.3))
+    panels = figure.subplots(1, len(points), sharey=True, squeeze=False)[0]
+    arms = list(dict.fromkeys(arm for mine in points.values() for arm in mine))
+    for ax, (predictor, mine) in zip(panels, points.items(), strict=True):
+        for arm, (x, score) in mine.items():
+            colour, (at, mid, low, high) = ARMS[arms.index(arm) % len(ARMS)], bands[predictor][arm]
+            ax.plot(x, score, "o", ms=4, color=colour)
+            ax.fill_between(at, low, high, color=colour, alpha=0.18, lw=0)
+            seen = (at >= x.min()) & (at <= x.max())
+            ax.plot(at[seen], mid[seen], "-", color=colour)
+            ax.plot(at[~seen], mid[~seen], "--", color=colour, lw=1.1)
+        for y in between:
+            ax.axhline(y, ls=":", color="0.4", lw=1.1)
+        if predictor == "compute":
+            ax.set_xscale("log")
+        else:
+            ax.invert_xaxis()
+        ax.set(xlabel="training FLOPs of one trial" if predictor == "compute" else metric)
+    panels[0].set_ylabel(name)
+    handles = [Line2D([], [], color=ARMS[i % len(ARMS)], marker="o", ms=4, label=arm) for i, arm in enumerate(arms)]
+    figure.legend(handles=handles, loc="outside right upper")
+    return figure
+
+
 def judged(rows: list[dict], name: str) -> Figure:
     """A judge's number `name` against training FLOPs by arm, with its interval, its ceiling and its chance or floor where there are."""
     figure = Figure(figsize=(7.0, 3.5))

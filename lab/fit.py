@@ -1,4 +1,4 @@
-"""Records -> laws of loss in words: `lab fit`, `lab forecast` and `lab compare` print them. No jax here."""
+"""Records -> laws of loss in words: `lab fit` and `lab compare` print them. No jax here."""
 
 import csv
 from collections.abc import Iterator
@@ -13,14 +13,13 @@ from lab.errors import UserError, unknown
 from lab.files import write_json
 from lab.laws import allocation
 from lab.laws.fits import FORMS, LEVEL, Fit, cost_of_floor, span
-from lab.laws.forecast import LEVELS, Forecast, Laws, forecast, frontier, laws
+from lab.laws.forecast import Laws, forecast, frontier, laws
 from lab.laws.multiplier import UNSURE, common, multiplier
 from lab.laws.optimum import optimum
 from lab.laws.points import Points, points
 from lab.laws.solve import LEAST, MOST
 
 BEYOND = 10.0  # times the largest budget: as far as the figure goes
-FAR = 1000.0  # times the largest budget from which a forecast is told to be none
 NAMES = {"params": "N", "examples": "D", "flops": "C"}
 TUNED, SIZES = ("optim.",), ("model.", "train.")  # swept numbers that are tuned at every size, and those that make sizes and horizons
 
@@ -315,41 +314,6 @@ def write_points(told: Study, path: Path) -> Path:
             table.writeheader()
             table.writerows(rows)
     return path
-
-
-def foretold(told: Study, flops: float) -> dict[str, Forecast]:
-    """Arm -> its forecast of a budget, of the arms that have a law.
-
-    Raises:
-      UserError: none has.
-    """
-    able = {arm: t for arm, t in told.arms.items() if t.laws is not None}
-    if not able:
-        raise _lawless(told, "forecast from")
-    return {arm: forecast(t.laws, flops) for arm, t in able.items()}
-
-
-def forecast_text(told: Study, flops: float) -> str:
-    """What `lab forecast` prints."""
-    said = [f"{told.metric} at {flops:.3g} training FLOPs; intervals of {' and '.join(f'{v:.0%}' for v in LEVELS)}."]
-    for arm, f in foretold(told, flops).items():
-        t = told.arms[arm]
-        first = t.laws.fits[0]
-        said += ["", f"{arm}: {f.loss:.4g} ({'; '.join(map(_span, f.law))}); one run {'; '.join(map(_span, f.run))}"]
-        far = ": too far to be believed, whatever its intervals" if f.beyond > FAR else ""
-        said.append(f"  by {first.form} = {formula(first)}, {f.beyond:.3g} times beyond its largest budget{far}")
-        if f.wrong:
-            sizes, data = ("; ".join(_span(s, ".3g") for s in v) for v in (f.params_spans, f.examples_spans))
-            said.append(f"  best N {f.params:.3g} ({sizes}), D {f.examples:.3g} ({data})")
-            prices = ", ".join(f"{k:g} times N {v:+.2%} ({_span(s[-1], '+.2%')})" for k, (v, s) in f.wrong.items())
-            said.append(f"  price of another size at the same FLOPs, in loss: {prices}")
-        else:
-            said.append(f"  no best size: {t.laws.refused[0] if t.laws.refused else 'a law of compute alone tells none'}")
-        if others := {k: v for k, v in f.forms.items() if k != first.form}:
-            said.append("  by other forms: " + "; ".join(f"{k} {v:.4g} ({_span(s[-1])})" for k, (v, s) in others.items()))
-        if not t.laws.told:
-            said.append("  provisional: too few budgets to hold a larger one out")
-    return "\n".join(said + [f"{arm}: no law: {t.refused}" for arm, t in told.arms.items() if t.laws is None])
 
 
 def compare(folder: Path, base: str, arm: str = "") -> str:

@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.fs
 from matplotlib.figure import Figure
 
-from lab import batch, bring, figures, fit, ladder, record, report, transfer
+from lab import ahead, batch, bring, figures, fit, ladder, record, report, transfer
 from lab.errors import UserError, unknown
+from lab.laws.forecast import forecast
 
 KINDS = ("json", "jsonl", "parquet")  # of files that are records; weights and samples are not
 DRAWN = ("loss_against_rate", "drift")  # figures of the report that `transfer` shows
@@ -96,8 +97,11 @@ class Records:
 
     def forecast(self, flops: float, arm: str = "") -> Answer:
         """What a budget of training FLOPs will buy, as `lab forecast`; `told` has a `lab.laws.forecast.Forecast` an arm."""
+        if not flops > 0:
+            raise UserError(f"flops={flops!r} must be above 0")
         told = fit.read(self.folder, arm)
-        return Answer(fit.foretold(told, flops), fit.forecast_text(told, flops), _law(told))
+        text = ahead.text(told, flops)
+        return Answer({a: forecast(t.laws, flops) for a, t in told.arms.items() if t.laws}, text, _law(told))
 
     def compare(self, base: str, arm: str = "") -> Answer:
         """How many times fewer FLOPs `arm` needs for what `base` reaches, as `lab compare`; `told` has the laws of both."""

@@ -34,13 +34,13 @@ def write(told: Told, to: dict[str, Any], arm: str, out: Path) -> str:
     largest = max((r for r in lad.trials if r["arm"] == arm and r["finished"]), key=lambda r: r["rung"])["trial"]
     config = config_of(lad.study, largest)
     for key, value in to.items():
-        _put(config, key, value)
+        put(config, key, value)
     if lad.over not in to:
         raise UserError(f"--to={','.join(to)}: the size of the big run wants {lad.over}, the key of the ladder, such as {lad.over}=1024")
     rung = float(to[lad.over])
     values = {key: _value(t, rung, ladder.leaf(lad.over)) for key, t in zip(lad.of, told.transfers[arm], strict=True)}
     for key, v in values.items():
-        _put(config, key, float(f"{2.0**v.log2:.6g}"))
+        put(config, key, float(f"{2.0**v.log2:.6g}"))
     cost = tuning(lad, arm, config, rung)
     if other := [k for k in to if k.startswith("model.") and k != lad.over]:
         cost.append(f"{', '.join(other)} changes the size too, which these numbers do not count")
@@ -73,7 +73,7 @@ def carry(search: points.Search, to: dict[str, Any], arm: str, out: Path, size: 
     trial = next(r["trial"] for r in mine if all(ladder.value(search.study, r["trial"], k) == v for k, v in best.values.items()))
     config = config_of(search.study, trial)
     for key, value in to.items():
-        _put(config, key, value)
+        put(config, key, value)
     sized = [k for k in to if k.startswith("model.")]
     rules = [_base(search.study, arm, config), *points.sentences(search, arm)]
     if loose := [k for k in sized if ladder.leaf(k) not in config["base"]]:
@@ -168,7 +168,7 @@ def config_of(study: dict, trial: str) -> dict:
     return config
 
 
-def _put(config: dict, key: str, value: Any) -> None:
+def put(config: dict, key: str, value: Any) -> None:
     """Set a dotted key that the config has, to a value of its type."""
     flat = _flat(config)
     if key not in flat:

@@ -25,7 +25,9 @@ FLOORS = {
     "lab.batch": 7.6,  # words of the critical batch, as transfer's of verdicts
     "lab.transfer": 7.5,  # words of verdicts; the report prints them
     "lab.fit": 8.2,  # laws in words; asks report for the least possible loss
-    "lab.opened": 8.4,  # asks fit, report, transfer and batch for what their commands print
+    "lab.skills": 8.3,  # laws of scores in words, beside those of loss
+    "lab.ahead": 8.4,  # forecasts in words, of loss and scores
+    "lab.opened": 8.5,  # asks fit, ahead, report, transfer and batch for what their commands print
     "lab.designs": 8.3,  # asks fit for a study's law, and target how a learning rate goes on
     "lab.study": 7,
     "lab.ladder": 7,
@@ -56,6 +58,7 @@ FLOORS = {
     "lab.rates": 0,
     "lab.data": 0,
     "lab.record": 0,
+    "lab.devices": 0,  # a table of peaks
     "lab.search": 0,  # what an experiment file asks for points; it knows no study
     "lab.laws": 0,
     "lab.written": 0,  # experiment files as text
@@ -160,7 +163,12 @@ def test_analysis_runs_where_jax_is_not_installed():
             "lab.batch",
             "lab.laws.forecast",
             "lab.laws.multiplier",
+            "lab.laws.skill",
+            "lab.laws.worth",
             "lab.fit",
+            "lab.skills",
+            "lab.ahead",
+            "lab.devices",
             "lab.bring",
             "lab.opened",
             "lab.record",

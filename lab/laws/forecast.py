@@ -83,15 +83,10 @@ def forecast(told: Laws, flops: float) -> Forecast:
     """Forecast of one budget; the size is that which the fitted law holds best, and every draw is asked what it loses there."""
     forms, size = {}, np.nan
     for f in told.fits:
-        if len(f.variables) == 2:
-            cost = price(f.points)
-            log = best(f.value[None], f.centre, cost, flops)[0, 0]
-            if not np.isfinite(log):
-                continue
-            size, data = float(np.exp(log)), float(np.exp(cost.examples(flops, log)))
-            where = {"params": size, "examples": data}
-        else:
-            where = {"flops": flops}
+        where = at_best(f, flops)
+        if not where:
+            continue
+        size = where.get("params", size)
         forms[f.form] = float(f.loss(**where)[0]), _spans(f.losses(**where)[:, 0]), _spans(one_run(f, **where)[:, 0])
     first = told.fits[0]
     if first.form not in forms:  # a term that is nothing leaves no best size
@@ -102,6 +97,7 @@ def forecast(told: Laws, flops: float) -> Forecast:
     if not np.isfinite(size):
         nothing = tuple((np.nan, np.nan) for _ in LEVELS)
         return Forecast(flops, flops / most, loss, law, run, np.nan, nothing, np.nan, nothing, {}, shown)
+    cost = price(first.points)
     logs = best(first.draws, first.centre, cost, flops)[:, 0]
     spent = cost.examples(flops, logs)
     wrong = {}
@@ -109,5 +105,48 @@ def forecast(told: Laws, flops: float) -> Forecast:
         here, there = (along(v, first.centre, cost, flops, np.full(len(v), np.log(size * k))) for v in (first.value[None], first.draws))
         at = along(first.draws, first.centre, cost, flops, np.full(len(first.draws), np.log(size)))
         wrong[k] = float(here[0] / loss - 1), _spans(there / at - 1)
+    data = float(np.exp(cost.examples(flops, np.log(size))))
     sizes, examples = (tuple((float(np.exp(a)), float(np.exp(b))) for a, b in _spans(v)) for v in (logs, spent))
     return Forecast(flops, flops / most, loss, law, run, size, sizes, data, examples, wrong, shown)
+
+
+def at_best(f: Fit, flops: float) -> dict[str, float]:
+    """The variables of a law at the size that it holds best for a budget; empty where a term that is nothing leaves no best size."""
+    if len(f.variables) == 1:
+        return {"flops": flops}
+    cost = price(f.points)
+    log = best(f.value[None], f.centre, cost, flops)[0, 0]
+    return {"params": float(np.exp(log)), "examples": float(np.exp(cost.examples(flops, log)))} if np.isfinite(log) else {}
+
+
+class Sized(NamedTuple):
+    """What is foretold of a run of given size and horizon, beside the best allocation of its FLOPs."""
+
+    params: float
+    examples: float
+    beyond: tuple[float, float, float]  # times the most FLOPs, parameters and examples that were fitted
+    loss: float
+    law: Spans
+    run: Spans
+    price: float  # relative loss more than at the best size of the same FLOPs
+    price_spans: Spans
+    best: Forecast
+
+
+def sized(told: Laws, flops: float, params: float, examples: float) -> Sized:
+    """Forecast of a run of `params` and `examples` that takes `flops`; every draw is asked what it loses against the size that the law holds best.
+
+    Raises:
+      UserError: the points tell no law of N and D, which alone knows sizes.
+    """
+    f = told.fits[0]
+    if len(f.variables) == 1:
+        raise UserError(
+            f"a law of compute alone foretells no given size, but a budget at its best: --flops={flops:.3g} ({told.refused[0]})"
+        )
+    p, here, ideal = f.points, {"params": params, "examples": examples}, forecast(told, flops)
+    there = {"params": ideal.params, "examples": ideal.examples}
+    loss, draws = float(f.loss(**here)[0]), f.losses(**here)[:, 0]
+    beyond = tuple(float(v / w.max()) for v, w in ((flops, p.flops), (params, p.params), (examples, p.examples)))
+    more = _spans(draws / f.losses(**there)[:, 0] - 1)
+    return Sized(params, examples, beyond, loss, _spans(draws), _spans(one_run(f, **here)[:, 0]), loss / ideal.loss - 1, more, ideal)
