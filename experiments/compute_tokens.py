@@ -42,12 +42,6 @@ def sweep():
         for k, widths in enumerate(SIZES):
             for width in widths:
                 steps = round(LEAST * 2**k / (1e6 * mflops[WIDTHS.index(width)] * 8))
+                of = {"model": {**model, "width": width}, "objective": objective, "optim.lr": lr, "train.steps": steps}
                 for seed in range(2):
-                    yield {
-                        "arm": arm,
-                        "model": {**model, "width": width},
-                        "objective": objective,
-                        "optim.lr": lr,
-                        "train.steps": steps,
-                        "seed": seed,
-                    }
+                    yield {"arm": arm, "seed": seed, **of}

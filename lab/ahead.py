@@ -9,12 +9,13 @@ import numpy as np
 from lab import bring, ladder, record, skills, target
 from lab.devices import PEAK, Machine
 from lab.errors import UserError
-from lab.fit import SIZES, TUNED, Study, Told, formula
+from lab.fit import Study, Told, formula, warnings
 from lab.laws.allocation import price
 from lab.laws.fits import LEVEL, Fit
 from lab.laws.forecast import LEVELS, Forecast, at_best, forecast, sized
 from lab.laws.worth import REACH, Run, suggest
 from lab.skills import Skill
+from lab.tables import SIZES, TUNED
 from lab.transfer import ends
 
 FAR = 1000.0  # times the largest budget from which a forecast is told to be none
@@ -158,6 +159,7 @@ def text(
         losses = np.concatenate([first.loss(**here), first.losses(**here)[:, 0]])
         for s in scores:
             said += skills.foretold(s, arm, flops if run is None else run.flops, losses, run is not None)
+        said += [f"  {line}" for line in warnings(t.points)]
         if not t.laws.told:
             said.append("  provisional: too few budgets to hold a larger one out")
         said += [f"  {note}" for note in t.notes if note.startswith("left out: ")]

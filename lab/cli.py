@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     law = command("fit", _fit, "laws of loss by size, data and FLOPs, with intervals, of each arm", "study", RUNS)
     law.add_argument("--out", default="law.png", help="figure to write (default: law.png)")
     law.add_argument("--points", metavar="FILE", help="write the points used and what was left out, as .csv or .json")
+    law.add_argument("--profile", action="store_true", help="print intervals by profile likelihood beside the bootstrap's")
     law.add_argument("--methods", action="store_true", help="print a paragraph for a paper's section of methods")
     ahead = command("forecast", _forecast, "loss, best size and data of a budget or the loss of a given run, with intervals", "study", RUNS)
     ahead.add_argument("--flops", type=float, help="training FLOPs of the run, such as 1e20")
@@ -93,9 +94,14 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (law, ahead):
         sub.add_argument("--arm", default="", help="the arm alone (default: every arm)")
         sub.add_argument("--skill", action="append", default=[], metavar="COLUMN[=CHANCE]", help=f"laws of a score too: {about}")
-    rival = command("compare", _compare, "how many times fewer FLOPs an arm needs for a baseline's loss", "study", RUNS)
-    rival.add_argument("--base", required=True, metavar="ARM", help="the baseline")
-    rival.add_argument("--arm", default="", help="the arm held against it (default: the other one of two)")
+    rival = command(
+        "compare", _compare, "how many times fewer FLOPs, and device-seconds, an arm needs for a baseline's loss", "study", RUNS
+    )
+    rival.add_argument("other", nargs="?", help="a second folder, whose arms are held against the first's")
+    rival.add_argument("--base", default="", metavar="ARM", help="the baseline (default: of two folders, the first's only arm)")
+    rival.add_argument("--arm", default="", help="the arm held against it (default: the second folder's only arm, or the other one of two)")
+    rival.add_argument("--across", default="", metavar="KEY[,KEY]", help="device, precision or metric: what may differ between the two")
+    rival.add_argument("--out", help="figure to write (default: compare.png in the first folder)")
     brought = command(
         "records",
         _records,
@@ -411,7 +417,7 @@ def _fit(args: argparse.Namespace) -> None:
     from lab import fit, skills
 
     told, scores = fit.read(Path(args.study), args.arm), [skills.read(Path(args.study), name, args.arm) for name in args.skill]
-    print(fit.text(Path(args.study), told))
+    print(fit.text(Path(args.study), told, args.profile))
     if any(t.laws for t in told.arms.values()):
         print(f"figure: {fit.figure(told, Path(args.out))}")
     for s in scores:
@@ -461,9 +467,12 @@ def _forecast(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from lab import fit
+    from lab import compare
 
-    print(fit.compare(Path(args.study), args.base, args.arm))
+    folders = [Path(f) for f in (args.study, args.other) if f]
+    found = compare.compare(folders, args.base, args.arm, [k for k in args.across.split(",") if k])
+    print(compare.text(found))
+    print(f"figure: {compare.figure(found, Path(args.out) if args.out else folders[0] / 'compare.png')}")
 
 
 def _ladder(args: argparse.Namespace) -> None:

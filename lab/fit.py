@@ -1,4 +1,4 @@
-"""Records -> laws of loss in words: `lab fit` and `lab compare` print them. No jax here."""
+"""Laws of loss in words: `lab fit` prints them. No jax here."""
 
 import csv
 from collections.abc import Iterator
@@ -8,20 +8,17 @@ from typing import NamedTuple
 import numpy as np
 import scipy
 
-from lab import bring, figures, ladder, record, report
+from lab import figures, tables
 from lab.errors import UserError, unknown
 from lab.files import write_json
 from lab.laws import allocation
-from lab.laws.fits import FORMS, LEVEL, Fit, cost_of_floor, span
-from lab.laws.forecast import Laws, forecast, frontier, laws
-from lab.laws.multiplier import UNSURE, common, multiplier
-from lab.laws.optimum import optimum
+from lab.laws.fits import FORMS, LEVEL, Fit, cost_of_floor, profile, span
+from lab.laws.forecast import Laws, forecast, laws
 from lab.laws.points import Points, points
 from lab.laws.solve import LEAST, MOST
 
 BEYOND = 10.0  # times the largest budget: as far as the figure goes
 NAMES = {"params": "N", "examples": "D", "flops": "C"}
-TUNED, SIZES = ("optim.",), ("model.", "train.")  # swept numbers that are tuned at every size, and those that make sizes and horizons
 
 
 class Told(NamedTuple):
@@ -44,21 +41,11 @@ class Study(NamedTuple):
 
 def read(folder: Path, only: str = "") -> Study:
     """Fit the laws that a study's records tell, or runs of others in a folder, of every arm or of the one named."""
-    metric, floor, tables = _read(folder)
-    if only and only not in tables:
-        raise unknown("--arm", only, tables)
-    arms = {arm: _told(kind, table, notes, floor) for arm, (kind, table, notes) in tables.items() if only in ("", arm)}
-    return Study(metric, floor, arms)
-
-
-def _read(folder: Path) -> tuple[str, float | None, dict[str, tuple[str, dict, tuple[str, ...]]]]:
-    """Metric, known floor and tables of a folder: of a study's records, or of the runs of others as they are."""
-    folder = Path(folder)
-    if bring.has(folder):
-        return bring.read(folder)["metric"], None, {arm: ("", *told) for arm, told in bring.tables(folder).items()}
-    study = record.read_study(folder)
-    metric, known = study["config"]["eval"]["metric"], report.floor(study)
-    return metric, known and known[0], _tables(folder, study, metric)
+    found = tables.read(folder)
+    if only and only not in found.arms:
+        raise unknown("--arm", only, found.arms)
+    arms = {name: _told(a.kind, a.table, a.notes, found.floor) for name, a in found.arms.items() if only in ("", name)}
+    return Study(found.metric, found.floor, arms)
 
 
 def _told(kind: str, table: dict, notes: tuple[str, ...], floor: float | None) -> Told:
@@ -71,88 +58,6 @@ def _told(kind: str, table: dict, notes: tuple[str, ...], floor: float | None) -
         return Told(p, laws(p, floor), kind, notes, "")
     except UserError as e:
         return Told(p, None, kind, notes, str(e))
-
-
-def _tables(folder: Path, study: dict, metric: str) -> dict[str, tuple[str, dict, tuple[str, ...]]]:
-    """Arm -> its objective, a table as `points` takes it and notes: at every size and horizon the trials of the best hyperparameters."""
-    numbers = ladder.numbers(study)
-    tuned = tuple(k for k in numbers if k.startswith(TUNED))
-    sizes = tuple(k for k in numbers if k.startswith(SIZES))
-    named = ladder.arms(study, None, (*tuned, *sizes))
-    cards = {n: record.read_json(folder / n / "card.json") for n in study["populations"] if (folder / n / "card.json").exists()}
-    cells: dict[str, dict[tuple, list[dict]]] = {arm: {} for arm in sorted(set(named.values()))}
-    ends, states = {r["trial"]: r for r in record.ends(folder).to_pylist()}, record.status(folder)
-    where = {i: (named[i], tuple(ladder.value(study, i, k) for k in sizes), t["seed"]) for i, t in study["trials"].items()}
-    cut = {where[i] for i in where if i not in ends}  # a sweep that is not whole has no best
-    lost = dict.fromkeys(cells, 0)
-    for i, t in study["trials"].items():
-        arm, size, seed = where[i]
-        if where[i] in cut:
-            lost[arm] += 1
-            continue
-        if states[i] == "stopped":  # by halving, as it was not among the best
-            continue
-        r, card = ends[i], cards[t["population"]]
-        gone = r.get("diverged") or r.get(metric) is None
-        whole = t["steps"] / r["step"]  # of one that diverged on its way, what it was to take
-        row = {
-            "loss": np.nan if gone else r[metric],
-            "seed": seed,
-            "flops": r["flops"] * whole,
-            "examples": round(r["examples"] * whole),
-            "params": card["parameters"],
-        }
-        row |= {
-            "convention": card["convention"],
-            "device": card["device"],
-            "data": str(study["data"].get("fingerprint", study["data"]["origin"])),
-        }
-        row |= {"precision": " ".join(map(str, card["precision"].values())), "at": tuple(ladder.value(study, i, k) for k in tuned)}
-        cells[arm].setdefault(size, []).append(row)
-    own = study["config"].get("objective", {}).get("name", "")
-    kinds = {named[i]: t["point"].get("objective.name", own) for i, t in study["trials"].items()}
-    out = {}
-    for arm, mine in cells.items():
-        rows, notes = [], [f"left out: {lost[arm]} trials of seeds not all of whose trials at a size are finished"] if lost[arm] else []
-        for trials in mine.values():
-            kept, why = _best(trials)
-            rows += kept
-            notes += (
-                [f"{'note' if kept else 'left out'}: {trials[0]['params']:,} parameters, {trials[0]['examples']:,} examples: {why}"]
-                if why
-                else []
-            )
-        table = {
-            k: [r[k] for r in rows] for k in ("flops", "params", "examples", "loss", "seed", "convention", "device", "precision", "data")
-        }
-        out[arm] = kinds[arm], table, tuple(notes)
-    return out
-
-
-def _best(trials: list[dict]) -> tuple[list[dict], str]:
-    """The trials of the best hyperparameters of a size and horizon, brought to the lowest point between those tried; and what is wrong with them.
-
-    Hyperparameters at which a seed diverged, or that fewer seeds had than others, are not among the best.
-    """
-    by: dict[tuple, list[dict]] = {}
-    for r in trials:
-        by.setdefault(r["at"], []).append(r)
-    most = max(map(len, by.values()))
-    mean = {at: float(np.mean([r["loss"] for r in rs])) if len(rs) == most else np.nan for at, rs in by.items()}
-    stable = [at for at in mean if np.isfinite(mean[at])]
-    if not stable:
-        return [], "a trial diverged at all hyperparameters tried"
-    best = min(stable, key=mean.get)
-    varied = [j for j in range(len(best)) if len({at[j] for at in by}) > 1]
-    if len(varied) != 1:
-        return by[best], ""
-    (j,) = varied
-    if any(at[j] <= 0 for at in by):
-        return by[best], ""
-    o = optimum(np.log2([at[j] for at in by]), np.array(list(mean.values())))
-    return [
-        r | {"loss": r["loss"] * o.loss / mean[best]} for r in by[best]
-    ], f"its best is at the {o.edge} edge of what was tried or stable" if o.edge else ""
 
 
 def formula(f: Fit) -> str:
@@ -180,16 +85,26 @@ def _law(f: Fit) -> Iterator[str]:
     yield f"  {LEVEL:.0%} intervals: {'; '.join(said)}; points lie {f.sd:.2%} from it (root mean square), {len(f.points.loss)} of them"
 
 
-def text(folder: Path, told: Study) -> str:
-    """What `lab fit` prints."""
+def _profiles(f: Fit) -> str:
+    """The intervals by profile likelihood, beside those of `_law`."""
+    k = len(f.centre)
+    said = [f"exponent of {NAMES[v]} {_exponent(profile(f, 1 + k + i))}" for i, v in enumerate(f.variables)]
+    if FORMS[f.form].floor and f.floor is None:
+        said.insert(0, f"floor {_span(profile(f, 0))}")
+    return f"  by profile likelihood: {'; '.join(said)}" + ("; seeds' own levels are no part of these" if f.points.offset else "")
+
+
+def text(folder: Path, told: Study, profiles: bool = False) -> str:
+    """What `lab fit` prints; with `profiles` intervals by profile likelihood too."""
     said = [f"Laws of {told.metric}: N parameters, D examples, C training FLOPs. {folder}"]
     for arm, t in told.arms.items():
         said += ["", f"{arm}{f' ({t.kind})' if t.kind else ''}"]
         if t.laws is None:
             said += [f"  no law: {t.refused}", *_notes(t)]
             continue
+        said += [f"  {warning}" for warning in warnings(t.points)]
         for f in t.laws.fits:
-            said += [f"  {line}" for line in _law(f)]
+            said += [f"  {line}" for line in _law(f)] + [f"  {_profiles(f)}"] * profiles
         first = t.laws.fits[0]
         if told.floor is not None and first.floor is not None:
             times = cost_of_floor(first.points, first.form, told.floor)
@@ -228,6 +143,18 @@ def _allocation(f: Fit) -> list[str]:
         *said,
         f"  and as C^{iso.slope:.3f} (90% interval {_span(iso.interval(), '.3f')}) by isoFLOP profiles of {len(iso.flops)} budgets, freed of biases of {off} in N",
     ]
+
+
+def warnings(p: Points) -> list[str]:
+    """What a law of these points is not: one of compute where all sizes have one horizon, one of repeats where examples repeat."""
+    said = []
+    if np.isfinite(p.examples).all() and len(np.unique(p.examples)) == 1 and len(np.unique(p.params)) > 1:
+        said.append(
+            f"NO LAW OF COMPUTE: all sizes saw the same {p.examples[0]:,.0f} examples, so L(C) is of sizes at one horizon; with more FLOPs a run would see more, and its loss fall otherwise"
+        )
+    if (often := np.nanmax(p.examples / p.unique, initial=1.0)) > 1:
+        said.append(f"note: examples repeat up to {often:.3g} times, and count as if new")
+    return said
 
 
 def _notes(t: Told) -> list[str]:
@@ -314,65 +241,6 @@ def write_points(told: Study, path: Path) -> Path:
             table.writeheader()
             table.writerows(rows)
     return path
-
-
-def compare(folder: Path, base: str, arm: str = "") -> str:
-    """What `lab compare` prints: how many times the FLOPs the arm `base` needs for the loss of `arm` (of two, the other one).
-
-    Raises:
-      UserError: an arm is not there, tells no law, or is of another objective or floor.
-    """
-    metric, floor, tables = _read(folder)
-    if not arm and len(tables) == 2:
-        arm = next((a for a in tables if a != base), "")
-    elif not arm:
-        raise UserError(
-            f"--arm: which arm is to be held against {base!r}? expected one of: {', '.join(a for a in tables if a != base) or 'none'}"
-        )
-    for key, name in (("--base", base), ("--arm", arm)):
-        if name not in tables:
-            raise unknown(key, name, tables)
-    if base == arm:
-        raise UserError(f"--arm {arm!r} is the baseline itself")
-    if tables[base][0] != tables[arm][0]:
-        raise UserError(f"{base} is of {tables[base][0]} and {arm} of {tables[arm][0]}: losses of two objectives are not compared")
-    ends = [frontier(points(tables[a][1])) for a in (base, arm)]
-    shared = common(*_paired([tables[a][1] for a in (base, arm)], ends))
-    found = multiplier(*ends, floor, shared)
-
-    def at(flops: float) -> str:
-        k, bounds = found.at(flops)
-        return f"{k:.3g} ({LEVEL:.0%} interval {_span(bounds, '.3g')})"
-
-    trend, bounds = found.trend
-    said = [
-        f"{arm} reaches at {found.high:.3g} / k training FLOPs the {metric} that {base} reaches at {found.high:.3g}: k = {at(found.high)}; it {found.verdict if found.verdict != UNSURE else UNSURE + ' whether k holds'}."
-    ]
-    said.append(f"  smallest budget ({found.low:.3g}): {at(found.low)}; {BEYOND:g} times beyond the largest: {at(BEYOND * found.high)}")
-    said.append(
-        f"  k goes as C^{trend:+.3f} ({LEVEL:.0%} interval {_span(bounds, '+.3f')})"
-        + (f", and would be 1 at {found.vanishes:.2g}" if np.isfinite(found.vanishes) else "")
-    )
-    said.append(
-        f"  best of {len(ends[0].loss)} and {len(ends[1].loss)} budgets; {'floor known' if floor is not None else 'one floor for both, fitted'}; noise shared by seed: {shared:.2f}"
-    )
-    return "\n".join(said + [f"  {a}: {note}" for a in (base, arm) for note in tables[a][2]])
-
-
-def _paired(tables: list[dict], ends: list[Points]) -> list[np.ndarray]:
-    """Log losses [rungs, seeds] of both arms at the best of every budget; empty where they have not the same seeds and number of rungs."""
-    out, seeds = [], sorted(set(tables[0]["seed"]))
-    for t, p in zip(tables, ends, strict=True):
-        rows = {
-            (params, examples, seed): loss
-            for params, examples, seed, loss in zip(*(t[k] for k in ("params", "examples", "seed", "loss")), strict=True)
-        }
-        order = np.argsort(p.flops)
-        keys = [[(params, examples, s) for s in seeds] for params, examples in zip(p.params[order], p.examples[order], strict=True)]
-        if set(t["seed"]) != set(seeds) or len(p.flops) != len(ends[0].flops) or any(k not in rows for row in keys for k in row):
-            return [np.zeros((0, 0))] * 2
-        out.append(np.log([[rows[k] for k in row] for row in keys]))
-    return out
 
 
 def figure(told: Study, path: Path) -> Path:

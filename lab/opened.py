@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.fs
 from matplotlib.figure import Figure
 
-from lab import ahead, batch, bring, figures, fit, ladder, record, report, transfer
+from lab import ahead, batch, bring, compare, figures, fit, ladder, record, report, transfer
 from lab.errors import UserError, unknown
 from lab.laws.forecast import forecast
 
@@ -103,11 +103,10 @@ class Records:
         text = ahead.text(told, flops)
         return Answer({a: forecast(t.laws, flops) for a, t in told.arms.items() if t.laws}, text, _law(told))
 
-    def compare(self, base: str, arm: str = "") -> Answer:
-        """How many times fewer FLOPs `arm` needs for what `base` reaches, as `lab compare`; `told` has the laws of both."""
-        text, told = fit.compare(self.folder, base, arm), fit.read(self.folder)
-        pair = told._replace(arms={a: t for a, t in told.arms.items() if not arm or a in (base, arm)})
-        return Answer(pair, text, _law(pair))
+    def compare(self, base: str = "", arm: str = "", other: "Records | None" = None) -> Answer:
+        """How many times fewer FLOPs `arm`, here or in another folder, needs for what `base` reaches, as `lab compare`; `told` is a `lab.compare.Found`."""
+        found = compare.compare([self.folder, *([other.folder] if other else [])], base, arm)
+        return Answer(found, compare.text(found), {"compare": functools.partial(compare.figure, found)})
 
     def transfer(self, over: str | None = None, of: str = "") -> Answer:
         """Whether the best of a hyperparameter stays put over the ladder, as `lab transfer`; `told` is a `lab.transfer.Told`."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lab import bring, figures, fit, ladder, record, report
+from lab import bring, figures, ladder, record, report, tables
 from lab.errors import UserError, unknown
 from lab.laws import skill
 from lab.laws.fits import LEVEL, span
@@ -81,7 +81,7 @@ def read(folder: Path, asked: str, only: str = "") -> Skill:
 
 def _cells(folder: Path, study: dict) -> dict[str, list[list[dict]]]:
     """Arm -> for every size and horizon the trials, over seeds, of the hyperparameters of least loss."""
-    tuned, sizes = (tuple(k for k in ladder.numbers(study) if k.startswith(of)) for of in (fit.TUNED, fit.SIZES))
+    tuned, sizes = (tuple(k for k in ladder.numbers(study) if k.startswith(of)) for of in (tables.TUNED, tables.SIZES))
     by: dict[str, list[dict]] = {}
     for r in ladder.trials(folder, study, None, (*tuned, *sizes)):
         at = {name: tuple(ladder.value(study, r["trial"], k) for k in keys) for name, keys in (("rung", sizes), ("at", tuned))}

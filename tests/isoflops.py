@@ -23,11 +23,13 @@ def study(
     diverged=(),
     missing=(),
     law=LAW,
+    draw=0,
 ):
     """Write a study of isoFLOP profiles; `arms` are names, and how many times fewer FLOPs than it did each is told it took for its loss.
 
     Args:
       diverged: (width, steps, rate) at which every trial diverged. missing: widths of which nothing was trained.
+      draw: of the noise.
     """
     arms = arms or {"all": 1.0}
     trials, pops = {}, {}
@@ -38,7 +40,7 @@ def study(
             params = 50 * width**2
             steps = round(flops / 6 / params / BATCH)
             name, rows, gone = f"width{width}-steps{steps}", [], []
-            rng = np.random.default_rng(width)
+            rng = np.random.default_rng(width + 10**6 * draw)
             mine = []
             for arm, saved in arms.items():
                 for seed in seeds:

@@ -24,7 +24,9 @@ FLOORS = {
     "lab.target": 7.7,  # the big run's experiment, from what transfer tells
     "lab.batch": 7.6,  # words of the critical batch, as transfer's of verdicts
     "lab.transfer": 7.5,  # words of verdicts; the report prints them
-    "lab.fit": 8.2,  # laws in words; asks report for the least possible loss
+    "lab.tables": 8.1,  # records -> what laws are fitted to; asks report for the least possible loss
+    "lab.fit": 8.2,  # laws in words
+    "lab.compare": 8.25,  # compute multipliers in words, beside fit's
     "lab.skills": 8.3,  # laws of scores in words, beside those of loss
     "lab.ahead": 8.4,  # forecasts in words, of loss and scores
     "lab.opened": 8.5,  # asks fit, ahead, report, transfer and batch for what their commands print
@@ -166,6 +168,7 @@ def test_analysis_runs_where_jax_is_not_installed():
             "lab.laws.skill",
             "lab.laws.worth",
             "lab.fit",
+            "lab.compare",
             "lab.skills",
             "lab.ahead",
             "lab.devices",

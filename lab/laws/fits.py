@@ -8,10 +8,11 @@ foretells of larger rungs than it saw, never by how well it fits.
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import f as fisher
 
 from lab.errors import UserError, unknown
 from lab.laws.points import Points, budgets, code
-from lab.laws.solve import losses, solve
+from lab.laws.solve import LEAST, MOST, losses, solve
 
 LEVEL = 0.9
 DRAWS = 1000
@@ -253,3 +254,45 @@ def choose(p: Points, forms: tuple[str, ...], floor: float | None = None) -> tup
         return able[-1], told
     best = min(t.error for t in told)
     return next(t.form for t in told if t.error <= 1.1 * best), told
+
+
+def profile(f: Fit, index: int, level: float = LEVEL) -> tuple[float, float]:
+    """Interval of parameter `index` by profile likelihood: where holding it costs no more squares than an F-test at `level` allows, all others refitted.
+
+    It asks nothing of how estimates are distributed, so beside `interval` it tells how much that bootstrap can be believed; an end at a
+    parameter's own bound is none. Seeds' own levels, which move the floor, are no part of it.
+
+    Raises:
+      UserError: the parameter was given.
+    """
+    k = len(f.centre)
+    if index == 0 and (f.floor is not None or not FORMS[f.form].floor):
+        raise UserError(f"the floor of {f.form} was not fitted, so nothing is to be profiled")
+    p, held = f.points, {} if index == 0 or (FORMS[f.form].floor and f.floor is None) else {0: f.floor or 0.0}
+    x = f.at(**{v: getattr(p, v) for v in f.variables})
+
+    def over(values: np.ndarray) -> np.ndarray:
+        """Signed root of the squares that each value costs, in those that the best leaves a degree of freedom."""
+        start = np.repeat(f.value[None], len(values), 0)
+        start[:, index] = values
+        found = solve(x, np.tile(p.loss, (len(values), 1)), f.weight, start, held | {index: values})
+        more = (np.log(p.loss / losses(found, x)) ** 2 @ f.weight) / f.sd**2 - f.freedom
+        return np.sign(values - f.value[index]) * np.sqrt(np.maximum(more, 0.0))
+
+    least, most = (0.0, np.inf) if index <= k else (LEAST, MOST)
+    if index == 0:
+        most = float(p.loss.min()) * (1 - 1e-9)
+    reach, wide = fisher.ppf(level, 1, f.freedom) ** 0.5, f.draws[:, index].std() or 1e-3 * f.value[index]
+    ends = []
+    for side, bound in ((-1, least), (1, most)):
+        steps = wide * np.geomspace(0.25, 64, 25)
+        grid = np.clip(f.value[index] + side * steps, least, most)
+        for _ in range(2):  # the second between the first's neighbours of the end
+            far = abs(over(grid))
+            if far.max() < reach:
+                break
+            at = int(np.argmax(far >= reach))
+            before = grid[at - 1] if at else f.value[index]
+            grid = np.linspace(before, grid[at], 9)
+        ends.append(bound if far.max() < reach else float(np.interp(reach, np.maximum.accumulate(far), grid)))
+    return ends[0], ends[1]

@@ -6,22 +6,21 @@ their own the arms differ at infinite compute, and no multiplier says so: that i
 
 Runs of the two arms that share a seed share init, data and noise. How much of a cell's noise they share is estimated from repeated seeds, and the
 draws share it too, so it leaves the interval of k as it leaves the difference.
+
+Where the arms have a cell that is the same to the last digit (two parametrizations at the base size are one model) both laws go through it: k is 1 there.
 """
 
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import f as fisher
 
 from lab.errors import UserError
 from lab.laws.fits import DRAWS, refusal, span
+from lab.laws.joint import ALIKE, chance, squares, ties, together
 from lab.laws.points import Points
-from lab.laws.solve import losses, solve
 
-ABSENT = 1e7  # an arm's own log compute, in the other's term: exp(-exponent ABSENT) is 0
 HOLDS, GROWS, FADES, UNSURE = "holds", "grows", "fades", "cannot tell"
 STAYS = 0.1  # d log k / d log C within which a multiplier holds: less than a quarter more or less over a factor of 10
-ALIKE = 0.05  # p-value below which floors are not one
 
 
 class Multiplier(NamedTuple):
@@ -34,6 +33,7 @@ class Multiplier(NamedTuple):
     high: float
     floors: float  # p-value of one floor for both; 1 where it was given
     shared: float  # correlation of the two arms' noise at a cell
+    one: bool  # whether the arms are the same runs at exp(centre) FLOPs, where k is then 1
 
     def at(self, flops: float) -> tuple[float, tuple[float, float]]:
         """k and its interval."""
@@ -87,32 +87,44 @@ def multiplier(base: Points, arm: Points, floor: float | None = None, shared: fl
             raise UserError(f"{name}: {why}")
     if base.convention != arm.convention:
         raise UserError(f"FLOPs of the arms are counted by two conventions ({base.convention[:60]}; {arm.convention[:60]})")
-    first = np.arange(len(base.loss) + len(arm.loss)) < len(base.loss)
-    logs, y = np.log(np.concatenate([base.flops, arm.flops])), np.concatenate([base.loss, arm.loss])
-    centre, n = logs.mean(), len(y)
-    x = np.stack([np.where(first, logs - centre, ABSENT), np.where(first, ABSENT, logs - centre)], 1)
-    held, free = ({}, n - 5) if floor is None else ({0: floor}, n - 4)
-    value = solve(x, y, np.ones(n), None, held)
-    left = np.log(y / losses(value, x)[0])
+    one = same(base, arm)
+    keep = np.ones(len(base.loss) + len(arm.loss), bool)
+    if one:  # told once
+        keep[len(base.loss) + one[1]] = False
+    of, y = (np.arange(len(keep)) >= len(base.loss)).astype(int), np.concatenate([base.loss, arm.loss])
+    logs = np.log(np.concatenate([base.flops, arm.flops]))
+    centre = np.log(base.flops[one[0]]) if one else logs.mean()
+    x, of, y = (logs - centre)[keep, None], of[keep], y[keep]
+    t = ties(2, 1, True, False, bool(one))
+    value = together(x, of, y, t, None, floor)
+    left, free = squares(x, of, y, t, value), len(y) - len(t.kinds) + (floor is not None)
     p_value = 1.0
     if floor is None:
-        own = [solve(logs[m, None] - centre, y[m], np.ones(m.sum())) for m in (first, ~first)]
-        apart = sum((np.log(y[m] / losses(v, logs[m, None] - centre)[0]) ** 2).sum() for v, m in zip(own, (first, ~first), strict=True))
-        p_value = float(fisher.sf(max(left @ left - apart, 0) / (apart / (n - 6)), 1, n - 6)) if n > 6 and apart > 0 else 1.0
+        apart = ties(2, 1, False, False, bool(one))
+        p_value = chance(squares(x, of, y, apart, together(x, of, y, apart)), left, 1, free - 1)
     if p_value < ALIKE:
         raise UserError(
             f"the arms have floors of their own (p = {p_value:.2g}): they differ at any compute, and no multiplier says by how much"
         )
     rng = np.random.default_rng(seed)
-    noise = rng.normal(size=(draws, n))
+    noise = rng.normal(size=(draws, len(keep)))
     if shared:
         if len(base.loss) != len(arm.loss):
             raise UserError(f"noise is shared rung by rung, and the arms have {len(base.loss)} and {len(arm.loss)} rungs")
         mine, other = np.argsort(base.flops), len(base.loss) + np.argsort(arm.flops)
         noise[:, other] = shared * noise[:, mine] + np.sqrt(1 - shared**2) * noise[:, other]
     tail = np.sqrt(free / rng.chisquare(free, (draws, 1)))
-    again = solve(x, losses(value, x)[0] * np.exp(tail * np.sqrt(left @ left / free) * noise), np.ones(n), value, held)
-    return Multiplier(value[0], again, float(centre), float(base.flops.min()), float(base.flops.max()), p_value, shared)
+    fitted = t.laws(value)[0, of]
+    told = fitted[:, 0] + fitted[:, 1] * np.exp(-fitted[:, 2] * x[:, 0])
+    again = together(x, of, told * np.exp(tail * np.sqrt(left / free) * noise[:, keep]), t, value, floor)
+    laws = [t.laws(q)[:, [0, 0, 1, 0, 1], [0, 1, 1, 2, 2]] for q in (value, again)]
+    return Multiplier(laws[0][0], laws[1], float(centre), float(base.flops.min()), float(base.flops.max()), p_value, shared, bool(one))
+
+
+def same(base: Points, arm: Points) -> tuple[int, int] | None:
+    """The smallest cell that the two arms have in common to the last digit, in each: there they are the same runs, or the same model."""
+    pairs = [(i, j) for i in np.argsort(base.flops) for j in np.flatnonzero((arm.flops == base.flops[i]) & (arm.loss == base.loss[i]))]
+    return pairs[0] if pairs else None
 
 
 def common(base: np.ndarray, arm: np.ndarray) -> float:

@@ -7,6 +7,8 @@ examples  examples seen                                         (for laws of N a
 arm       the variant: laws are of one                          ('' where not given)
 seed      runs of one seed may share what the seed does to them (0 where not given)
 convention, device, precision, data: how FLOPs are counted, and what must be alike for losses to be compared
+seconds   device-seconds of training                            (for multipliers by them; NaN where not timed)
+unique    distinct examples among those seen                    (to tell how often they repeat)
 """
 
 import hashlib
@@ -24,6 +26,7 @@ from lab.laws.seeds import level
 NUMBERS = ("flops", "loss", "params", "examples")
 ALIKE = {"convention": "conventions of counting FLOPs", "data": "sets of data", "precision": "precisions", "device": "kinds of device"}
 COLUMNS = (*NUMBERS, "arm", "seed", *ALIKE)
+MORE = ("seconds", "unique")  # numbers that a study's records tell
 APART = np.log(1.25)  # of FLOPs within one budget
 
 
@@ -41,10 +44,12 @@ class Points(NamedTuple):
     convention: str
     data: str  # SHA-256 of the rows
     left_out: tuple[str, ...]  # what and why
+    seconds: np.ndarray  # [cells] device-seconds, mean over seeds; NaN where not given, as the next
+    unique: np.ndarray  # [cells]
 
     def take(self, mask: np.ndarray, why: str = "") -> "Points":
         """The cells of a mask."""
-        per = {k: getattr(self, k)[mask] for k in ("flops", "params", "examples", "loss", "count", "runs")}
+        per = {k: getattr(self, k)[mask] for k in ("flops", "params", "examples", "loss", "count", "runs", *MORE)}
         return self._replace(**per, left_out=(*self.left_out, why) if why else self.left_out)
 
 
@@ -57,16 +62,17 @@ def points(table: Mapping[str, Sequence], arm: str | None = None) -> Points:
       UserError: a column that is missing, unknown or of another length; several arms, conventions, devices, precisions or data.
     """
     for name in table:
-        if name not in COLUMNS:
-            raise unknown("column of the table", name, COLUMNS)
+        if name not in (*COLUMNS, *MORE):
+            raise unknown("column of the table", name, (*COLUMNS, *MORE))
     for name in ("flops", "loss"):
         if name not in table:
             raise UserError(f"the table has no column {name!r}; a law of loss needs flops and loss")
     n = len(table["loss"])
     if wrong := [k for k in table if len(table[k]) != n]:
         raise UserError(f"column {wrong[0]!r} has {len(table[wrong[0]])} entries and 'loss' {n}")
-    rows = {k: np.asarray(table[k], float) if k in NUMBERS else np.asarray(table[k]) for k in table}
-    rows = {"params": np.full(n, np.nan), "examples": np.full(n, np.nan), "arm": np.full(n, ""), "seed": np.zeros(n, int)} | rows
+    rows = {k: np.asarray(table[k], float) if k in (*NUMBERS, *MORE) else np.asarray(table[k]) for k in table}
+    nothing = {k: np.full(n, np.nan) for k in ("params", "examples", *MORE)}
+    rows = nothing | {"arm": np.full(n, ""), "seed": np.zeros(n, int)} | rows
     if arm is not None:
         if arm not in (known := sorted(set(map(str, rows["arm"])))):
             raise unknown("arm", arm, known)
@@ -79,14 +85,16 @@ def points(table: Mapping[str, Sequence], arm: str | None = None) -> Points:
     good = np.isfinite(rows["loss"])
     if not good.any():
         raise UserError("no run of the table has a finite loss")
-    for key in NUMBERS:
+    for key in (*NUMBERS, *MORE):
         if (bad := rows[key][good] <= 0).any() or (key == "flops" and not np.isfinite(rows[key]).all()):
             raise UserError(f"column {key!r} has {rows[key][good][bad][0] if bad.any() else 'no number'}; a law needs values above 0")
-    return _pooled(rows, good, digest(rows))
+    # how long runs took is no part of what they found, and a table that tells no more keeps its digest
+    told = {k: v for k, v in rows.items() if k not in MORE or (k in table and k != "seconds")}
+    return _pooled(rows, good, digest(told))
 
 
 def _pooled(rows: dict[str, np.ndarray], good: np.ndarray, data: str) -> Points:
-    at = np.stack([rows["flops"], np.nan_to_num(rows["params"]), np.nan_to_num(rows["examples"])], 1)
+    at = np.stack([rows["flops"], *(np.nan_to_num(rows[k]) for k in ("params", "examples"))], 1)
     cells, cell = np.unique(at, axis=0, return_inverse=True)
     gone = np.zeros(len(cells), bool)
     np.logical_or.at(gone, cell, ~good)
@@ -111,7 +119,8 @@ def _pooled(rows: dict[str, np.ndarray], good: np.ndarray, data: str) -> Points:
             noise = float(np.sqrt((split.rest**2).sum() / free)) * split.scale
             spread = np.var(split.offset * split.scale, ddof=1) - noise**2 / np.mean(of.sum(0))
             offset = float(np.sqrt(max(spread, 0.0)))
-    per = {k: rows[k][keep][first] for k in ("flops", "params", "examples")}
+    per = {k: rows[k][keep][first] for k in ("flops", "params", "examples", "unique")}
+    per["seconds"] = np.bincount(cell, rows["seconds"][keep]) / count
     told = str(rows["convention"][0]) if "convention" in rows else ""
     return Points(
         **per,

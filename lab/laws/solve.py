@@ -8,6 +8,8 @@ not logarithms, so a floor of zero is reached and left; the x are to be centred,
 """
 
 import itertools
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -15,6 +17,7 @@ LEAST, MOST = 1e-3, 4.0  # exponents
 GRID = {1: np.geomspace(0.01, 2.0, 40), 2: np.geomspace(0.03, 2.0, 14)}  # exponents tried, by how many terms there are
 ROUNDS = 300
 CHUNK = 60_000  # points at a time, over all replicates
+Model = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # as `descend` takes it
 
 
 def terms(p: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -26,6 +29,21 @@ def terms(p: np.ndarray, x: np.ndarray) -> np.ndarray:
 def losses(p: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Loss [replicates, points] of laws p at x."""
     return p[:, :1] + terms(p, x).sum(-1)
+
+
+def _law(x: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The model of `descend` whose laws p [replicates, 1 + 2k] are at x."""
+    k = x.shape[1]
+    slopes = np.empty((len(p), 1 + 2 * k, len(x)))
+    slopes[:, 0] = 1.0
+    whole = p[:, :1]
+    for j in range(k):
+        shape = np.exp(-p[:, 1 + k + j, None] * x[:, j])
+        part = p[:, 1 + j, None] * shape
+        whole = whole + part
+        slopes[:, 1 + j] = shape
+        slopes[:, 1 + k + j] = -part * x[:, j]
+    return whole, slopes
 
 
 def solve(
@@ -45,7 +63,9 @@ def solve(
     """
     y, weight = np.broadcast_arrays(np.atleast_2d(y), np.atleast_2d(weight))
     held = {i: np.broadcast_to(np.asarray(v, float), len(y)) for i, v in (held or {}).items()}
-    out, chunk = [], max(1, CHUNK // len(x))
+    k, out, chunk = x.shape[1], [], max(1, CHUNK // len(x))
+    bounds = np.array([0.0] * (1 + k) + [LEAST] * k), np.array([np.inf] * (1 + k) + [MOST] * k)
+    still, scales = np.isin(np.arange(1 + 2 * k), list(held)), np.isin(np.arange(1 + 2 * k), range(1, 1 + k))
     for at in range(0, len(y), chunk):
         part = slice(at, at + chunk)
         mine = {i: v[part] for i, v in held.items()}
@@ -55,7 +75,7 @@ def solve(
             p = np.array(np.broadcast_to(start, (len(y), start.shape[1]))[part], float)
             for i, v in mine.items():
                 p[:, i] = v
-        out.append(_descend(x, y[part], weight[part], p, mine, delta))
+        out.append(descend(partial(_law, x), y[part], weight[part], p, bounds, still, scales, delta))
     return np.concatenate(out)
 
 
@@ -118,55 +138,56 @@ def _cost(r: np.ndarray, weight: np.ndarray, delta: float | None) -> np.ndarray:
     return (weight * each).sum(1)
 
 
-def _descend(
-    x: np.ndarray, y: np.ndarray, weight: np.ndarray, p: np.ndarray, held: dict[int, np.ndarray], delta: float | None
+def descend(
+    model: Model,
+    y: np.ndarray,
+    weight: np.ndarray,
+    p: np.ndarray,
+    bounds: tuple[np.ndarray, np.ndarray],
+    still: np.ndarray,
+    scales: np.ndarray,
+    delta: float | None = None,
 ) -> np.ndarray:
-    """Levenberg-Marquardt on log residuals within bounds; a parameter at its bound that would leave it stays, replicates that are done drop out."""
-    k, out = x.shape[1], p.copy()
+    """Levenberg-Marquardt on log residuals; a parameter at its bound that would leave it stays, replicates that are done drop out.
+
+    Args:
+      model: parameters [replicates, m] -> losses [replicates, points] and their derivatives [replicates, m, points].
+      y, weight: [replicates, points]. p: [replicates, m] to descend from. bounds: lowest and highest of each parameter.
+      still, scales: [m] which parameters stay where they are, and which fall to a tenth in one step at most: at zero an exponent has no gradient.
+    """
+    out, (low, high) = p.copy(), bounds
     log_y = np.log(y)
-    low = np.array([0.0] * (1 + k) + [LEAST] * k)
-    high = np.array([np.inf] * (1 + k) + [MOST] * k)
-    still = np.zeros(1 + 2 * k, bool)
-    still[list(held)] = True
     live, damp = np.arange(len(p)), np.full(len(p), 1e-3)
-    part = terms(p, x)
-    r = np.log(p[:, :1] + part.sum(-1)) - log_y
+    whole, slopes = model(p)
+    r = np.log(np.maximum(whole, 1e-300)) - log_y
     cost, calm = _cost(r, weight, delta), np.zeros(len(p), int)
     for _ in range(ROUNDS):
         trust = weight[live] if delta is None else weight[live] * np.minimum(1, delta / np.maximum(abs(r), 1e-300))
-        whole = p[:, :1] + part.sum(-1)
-        jacobian = np.empty((len(p), 1 + 2 * k, x.shape[0]))
-        jacobian[:, 0] = 1 / whole
-        for j in range(k):
-            share = part[..., j] / whole
-            jacobian[:, 1 + j] = share / np.maximum(p[:, 1 + j, None], 1e-300)
-            jacobian[:, 1 + k + j] = -share * x[:, j]
+        jacobian = slopes / whole[:, None]
         weighed = jacobian * trust[:, None]
         slope = (weighed @ r[..., None])[..., 0]
         curve = weighed @ jacobian.transpose(0, 2, 1)
         frozen = still | ((p <= low) & (slope > 0)) | ((p >= high) & (slope < 0))
         diagonal = np.einsum("rii->ri", curve)
-        curve = curve + (damp[:, None] * diagonal + 1e-300)[..., None] * np.eye(1 + 2 * k)
-        curve = np.where(frozen[:, :, None] | frozen[:, None, :], np.eye(1 + 2 * k), curve)
+        curve = curve + (damp[:, None] * diagonal + 1e-300)[..., None] * np.eye(p.shape[1])
+        curve = np.where(frozen[:, :, None] | frozen[:, None, :], np.eye(p.shape[1]), curve)
         size = np.sqrt(np.einsum("rii->ri", curve))
         step = -np.linalg.solve(curve / size[:, :, None] / size[:, None, :], (np.where(frozen, 0, slope) / size)[..., None])[..., 0] / size
         there = np.clip(p + step, low, high)
-        # a scale falls to a tenth at most: at zero its exponent has no gradient left
-        there[:, 1 : 1 + k] = np.maximum(there[:, 1 : 1 + k], p[:, 1 : 1 + k] / 10)
-        new_part = terms(there, x)
-        new_r = np.log(np.maximum(there[:, :1] + new_part.sum(-1), 1e-300)) - log_y[live]
+        there = np.where(scales, np.maximum(there, p / 10), there)
+        new_whole, new_slopes = model(there)
+        new_r = np.log(np.maximum(new_whole, 1e-300)) - log_y[live]
         new_cost = _cost(new_r, weight[live], delta)
         better = new_cost <= cost
         small = abs(cost - new_cost) <= 1e-10 * cost + 1e-300
         calm = np.where(small, calm + 1, np.where(better, 0, calm))
-        p = np.where(better[:, None], there, p)
-        part, r = np.where(better[:, None, None], new_part, part), np.where(better[:, None], new_r, r)
+        p, whole, r = (np.where(better[:, None], a, b) for a, b in ((there, p), (new_whole, whole), (new_r, r)))
+        slopes = np.where(better[:, None, None], new_slopes, slopes)
         cost = np.where(better, new_cost, cost)
         damp = np.clip(np.where(better, damp / 5, damp * 4), 1e-12, 1e12)
         done = (calm >= 2) | (damp >= 1e10)
         out[live] = p
         if done.all():
             break
-        keep = ~done
-        live, p, part, r, cost, calm, damp = live[keep], p[keep], part[keep], r[keep], cost[keep], calm[keep], damp[keep]
+        live, p, whole, slopes, r, cost, calm, damp = (v[~done] for v in (live, p, whole, slopes, r, cost, calm, damp))
     return out

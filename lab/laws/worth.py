@@ -60,7 +60,7 @@ def shrinking(f: Fit, target: dict[str, float], candidates: dict[str, np.ndarray
     was = (_tail(f.freedom) * f.sd) ** 2 * goal @ before + wide**2 * ((before @ seeds) ** 2).sum()
     shared = after @ seeds + (after * more).sum(1)[:, None] * level
     now = (_tail(f.freedom + 1) * f.sd) ** 2 * after @ goal + wide**2 * (shared**2).sum(1)
-    return 1 - np.sqrt(now / was)
+    return 1 - np.sqrt(now / was) if was > 0 else np.zeros(len(now))  # of points that lie on the law there is nothing to shrink
 
 
 def _tail(freedom: int) -> float:

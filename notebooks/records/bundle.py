@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from lab import ladder, record
 
 HERE = Path(__file__).resolve().parent
-LEFT_OUT = ("wall", "unique", "epochs", "grad_norm")  # columns that no law and no figure asks for
+LEFT_OUT = ("wall", "grad_norm")  # columns that no law and no figure asks for
 
 
 def bundle(source: Path, to: Path, arms: list[str], where: dict[str, str], seeds: int) -> None:

@@ -37,9 +37,19 @@ def test_the_planted_law_is_told_with_intervals(tmp_path, capsys):
     low, high = numbers(r"grows as C\^[\d.]+ \(90% interval ([\d.]+) to ([\d.]+)\) by the law", out)
     assert low < 0.3 / 0.65 < high
     assert "freed of biases of" in out
+    assert "NO LAW OF COMPUTE" not in out
+    assert "repeat" not in out
     assert "held out: L(N, D)" in out
     assert (tmp_path / "law.png").stat().st_size > 1e4
     assert "2 x multiply-adds of every dot" in out
+
+
+def test_profiles_are_printed_beside_the_intervals(tmp_path, capsys):
+    _, out, _ = said(capsys, "fit", isoflops.study(tmp_path), "--profile", "--out", tmp_path / "law.png")
+    ends = [list(map(float, g)) for g in re.findall(r"floor ([\d.]+) to ([\d.]+); exponent of N ([\d.]+) to ([\d.]+)", out)]
+    assert out.count("by profile likelihood: ") == 3
+    assert ends[0] != ends[1]
+    assert ends[1] == pytest.approx(ends[0], rel=0.02)
 
 
 def test_losses_are_those_of_the_best_rate_between_those_tried(tmp_path):
@@ -118,6 +128,8 @@ def test_a_ladder_of_one_horizon_has_a_law_of_compute_alone(tmp_path, capsys):
     folder = planted.study(tmp_path, widths=(32, 64, 128, 256, 512), seeds=(0, 1, 2), noise=0.1)
     _, out, _ = said(capsys, "fit", folder, "--out", tmp_path / "law.png")
     assert "not fitted: L(N, D) needs several values of examples, and there is one (640)" in out
+    assert out.count("NO LAW OF COMPUTE: all sizes saw the same 640 examples") == 2
+    assert out.count("note: examples repeat up to 1.28 times, and count as if new") == 2
     low, high = numbers(r"L\(C\) without a floor.*\n.*exponent of C ([\d.]+) to ([\d.]+)", out)
     assert low <= planted.EXPONENT <= high
     _, out, _ = said(capsys, "forecast", folder, "--flops", 1e13, "--arm", "mup")

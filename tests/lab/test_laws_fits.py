@@ -98,6 +98,52 @@ def test_intervals_cover_in_a_few_simulations(case):
     assert set(wrong) == set(found)
 
 
+def profiled(name, sims):
+    """Shares of simulations whose 90% profile of the floor and of each exponent has the truth."""
+    truth, form, design, noise, more = CASES[name]
+    k, hits = len(truth.exponents), []
+    for s in range(sims):
+        f = fits.fit(pooled(truth, design, noise, s, **more), form, draws=100)
+        spans = [*([fits.profile(f, 0)] if truth.floor else []), *(fits.profile(f, 1 + k + i) for i in range(k))]
+        wanted = [*([truth.floor] if truth.floor else []), *truth.exponents]
+        hits.append([low <= w <= high for (low, high), w in zip(spans, wanted, strict=True)])
+    return np.mean(hits, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["Chinchilla, 25 runs", "GIDD masked, 8 rungs", "GIDD masked, 6 noisy rungs", "Liang DiT, 8 rungs"])
+def test_profiles_cover(case):
+    found = profiled(case, 400)
+    print(f"{case}: " + ", ".join(f"{v:.1%}" for v in found))
+    assert all(0.835 <= v <= 0.965 for v in found)
+
+
+def test_profiles_cover_in_a_few_simulations():
+    assert profiled("Chinchilla, 25 noisy runs", 30).min() > 0.73
+
+
+@pytest.mark.parametrize("case", ["Chinchilla, 25 runs", "GIDD uniform, 8 rungs", "Liang DiT, 8 rungs"])
+def test_a_profile_is_the_bootstrap_s_interval_where_estimates_are_normal(case):
+    truth, form, design, noise, _ = CASES[case]
+    f = fits.fit(pooled(truth, design, noise / 10), form)
+    for i in (*([0] if truth.floor else []), *range(1 + len(truth.exponents), 1 + 2 * len(truth.exponents))):
+        (a, b), (c, d) = fits.profile(f, i), f.interval(i)
+        assert [a, b] == pytest.approx([c, d], abs=0.12 * (d - c))
+        inner = fits.profile(f, i, 0.5)
+        assert a < inner[0] < f.value[i] < inner[1] < b
+
+
+def test_a_profile_ends_at_a_bound_that_nothing_refutes():
+    """Four noisy rungs do not tell a floor of zero from a high one."""
+    truth = published.COMPUTE["GIDD masked"]
+    f = fits.fit(pooled(truth, published.ladder(truth, 4), 3e-2), "L(C)", draws=200)
+    low, high = fits.profile(f, 0)
+    assert low == 0
+    assert high < f.points.loss.min()
+    with pytest.raises(UserError, match="was not fitted"):
+        fits.profile(fits.fit(f.points, "L(C)", truth.floor, draws=2), 0)
+
+
 def test_an_interval_is_not_of_another_law():
     """The same interval misses exponents a third larger: it is not merely wide."""
     truth = published.COMPUTE["Liang DiT"]

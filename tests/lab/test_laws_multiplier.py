@@ -46,7 +46,7 @@ def test_a_trend_is_told_with_where_it_vanishes():
 
 def test_one_that_hardly_moves_vanishes_nowhere():
     law = np.array([0.0, 1.0, 0.9, 0.3, 0.3 * (1 - 1e-5)])  # k falls as C^-1e-5
-    found = Multiplier(law, law[None], 0.0, 1.0, 10.0, 1.0, 0.0)
+    found = Multiplier(law, law[None], 0.0, 1.0, 10.0, 1.0, 0.0, False)
     assert found.trend[0] * np.log(found.at(10.0)[0]) < 0
     assert found.vanishes == np.inf
 
@@ -77,6 +77,52 @@ def test_noise_that_seeds_share_is_measured():
     assert common(a, 0.8 * a + 0.6 * b) == pytest.approx(0.8, abs=0.06)
     assert common(a, b) < 0.1
     assert common(a[:, :2], a[:, :2]) == 0.0
+
+
+def from_one_model(trend=0.06, noise=2e-3, seed=0, rungs=8):
+    """A baseline and an arm that is the same model at the smallest rung, so the same runs, and needs (C / smallest)^trend times fewer FLOPs."""
+    rng, flops = np.random.default_rng(seed), np.geomspace(LAW.low, LAW.high, rungs)
+    loss = LAW(flops=flops) * np.exp(noise * rng.normal(size=rungs))
+    own = LAW(flops=flops * (flops / LAW.low) ** trend) * np.exp(noise * rng.normal(size=rungs))  # what the arm has at the same FLOPs
+    own[0] = loss[0]
+    return [points.points({"flops": flops, "loss": v}) for v in (loss, own)]
+
+
+def test_arms_that_are_one_model_at_the_base_have_k_of_one_there():
+    base, arm = from_one_model()
+    found = multiplier(base, arm)
+    assert found.one
+    assert found.at(LAW.low) == (1.0, (1.0, 1.0))
+    assert found.at(LAW.high)[0] > 1
+    other = multiplier(base, arm._replace(loss=arm.loss * (1 + 1e-9)))  # by chance alike, and not the same runs
+    assert not other.one
+    assert np.ptp(other.at(LAW.low)[1]) > 0.01
+    alike = multiplier(base, base)
+    assert alike.at(LAW.high)[0] == pytest.approx(1, abs=1e-6)
+
+
+def covered_from_one_model(sims):
+    """Share of simulations whose 90% interval at the largest budget has the planted k, where both arms are one model at the smallest."""
+    hits = []
+    for s in range(sims):
+        base, arm = from_one_model(seed=s)
+        found = multiplier(base, arm, LAW.floor, draws=400)
+        # the arm has at C the baseline's loss at C (C / low)^trend; of the baseline's FLOPs k is that to the power trend / (1 + trend)
+        wanted = (LAW.high / LAW.low) ** (0.06 / 1.06)
+        low, high = found.at(LAW.high)[1]
+        hits.append(low <= wanted <= high)
+    return np.mean(hits)
+
+
+def test_a_multiplier_from_one_model_covers_in_a_few_simulations():
+    assert covered_from_one_model(40) > 0.75
+
+
+@pytest.mark.slow
+def test_a_multiplier_from_one_model_covers():
+    found = covered_from_one_model(400)
+    print(f"from one model: k {found:.1%}")
+    assert 0.835 <= found <= 0.965
 
 
 def covered(sims, k, **more):

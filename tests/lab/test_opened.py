@@ -116,9 +116,9 @@ def test_answers_are_what_the_commands_print(tmp_path, capsys):
     laws, ahead, held = study.fit("idea"), study.forecast(1e14), study.compare("plain")
     assert printed(capsys, "fit", folder, "--arm", "idea", "--out", drawn, "--methods") == f"{laws}\nfigure: {drawn}\n\n{laws.methods()}\n"
     assert printed(capsys, "forecast", folder, "--flops", 1e14) == f"{ahead}\n"
-    assert printed(capsys, "compare", folder, "--base", "plain") == f"{held}\n"
+    assert printed(capsys, "compare", folder, "--base", "plain") == f"{held}\nfigure: {folder / 'compare.png'}\n"
     assert set(laws.told.arms) == {"idea"}
-    assert set(ahead.told) == set(held.told.arms) == {"plain", "idea"}
+    assert set(ahead.told) == {held.told.base.name, held.told.arm.name} == {"plain", "idea"}
 
 
 def test_transfer_and_batch_of_a_study(tmp_path, capsys):

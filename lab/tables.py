@@ -1,0 +1,141 @@
+"""Records -> the tables that laws are fitted to: of a study's arms at their best hyperparameters, or of runs of others. No jax here."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from lab import bring, ladder, record, report
+from lab.laws.optimum import optimum
+from lab.laws.points import ALIKE
+
+TUNED, SIZES = ("optim.",), ("model.", "train.")  # swept numbers that are tuned at every size, and those that make sizes and horizons
+COLUMNS = ("flops", "params", "examples", "loss", "seed", *ALIKE, "seconds", "unique")
+
+
+class Arm(NamedTuple):
+    """What `points` takes of an arm."""
+
+    kind: str  # of objective; '' where it is not told
+    table: dict[str, list]
+    notes: tuple[str, ...]  # what was left out and why, and what is odd
+
+
+class Folder(NamedTuple):
+    """The arms of a study, or of a folder of runs of others."""
+
+    metric: str
+    floor: float | None  # the least loss that is possible, where the world tells it
+    arms: dict[str, Arm]
+
+
+def read(folder: Path) -> Folder:
+    """Tables of every arm: at every size and horizon the trials of the best hyperparameters; runs of others as they are."""
+    folder = Path(folder)
+    if bring.has(folder):
+        return Folder(bring.read(folder)["metric"], None, {arm: Arm("", *told) for arm, told in bring.tables(folder).items()})
+    study = record.read_study(folder)
+    metric, known = study["config"]["eval"]["metric"], report.floor(study)
+    return Folder(metric, known and known[0], _arms(folder, study, metric))
+
+
+def seconds(folder: Path, study: dict) -> dict[str, float]:
+    """Trial -> device-seconds of its training: what its populations took for their steps, times devices, shared out among their trials.
+
+    Steps alone are timed: compiling, evaluations, judges and checkpoints are no part of it. A population that was resumed is
+    timed by the steps of its last attempt. Populations that tell no time leave their trials out.
+    """
+    out: dict[str, float] = {}
+    gone = set()
+    for name, pop in study["populations"].items():
+        if not ((folder / name / "timing.json").exists() and (folder / name / "card.json").exists()):
+            gone |= set(pop["trials"])
+            continue
+        times, devices = record.read_json(folder / name / "timing.json"), record.read_json(folder / name / "card.json")["devices"]
+        if not times.get("steps_here"):
+            gone |= set(pop["trials"])
+            continue
+        halving = pop.get("halving", {"marks": [], "rung": 0})
+        steps = record.until(study, name) - [0, *halving["marks"]][halving["rung"]]
+        for i in pop["trials"]:
+            out[i] = out.get(i, 0.0) + times["train_s"] / times["steps_here"] * steps * devices / len(pop["trials"])
+    return {i: v for i, v in out.items() if i not in gone}
+
+
+def _arms(folder: Path, study: dict, metric: str) -> dict[str, Arm]:
+    numbers = ladder.numbers(study)
+    tuned = tuple(k for k in numbers if k.startswith(TUNED))
+    sizes = tuple(k for k in numbers if k.startswith(SIZES))
+    named = ladder.arms(study, None, (*tuned, *sizes))
+    cards = {n: record.read_json(folder / n / "card.json") for n in study["populations"] if (folder / n / "card.json").exists()}
+    cells: dict[str, dict[tuple, list[dict]]] = {arm: {} for arm in sorted(set(named.values()))}
+    ends, states, took = {r["trial"]: r for r in record.ends(folder).to_pylist()}, record.status(folder), seconds(folder, study)
+    where = {i: (named[i], tuple(ladder.value(study, i, k) for k in sizes), t["seed"]) for i, t in study["trials"].items()}
+    cut = {where[i] for i in where if i not in ends}  # a sweep that is not whole has no best
+    lost = dict.fromkeys(cells, 0)
+    for i, t in study["trials"].items():
+        arm, size, seed = where[i]
+        if where[i] in cut:
+            lost[arm] += 1
+            continue
+        if states[i] == "stopped":  # by halving, as it was not among the best
+            continue
+        r, card = ends[i], cards[t["population"]]
+        gone = r.get("diverged") or r.get(metric) is None
+        whole = t["steps"] / r["step"]  # of one that diverged on its way, what it was to take
+        row = {
+            "loss": np.nan if gone else r[metric],
+            "seed": seed,
+            "flops": r["flops"] * whole,
+            "examples": round(r["examples"] * whole),
+            "params": card["parameters"],
+            "seconds": took.get(i, np.nan),
+            "unique": r.get("unique") or r["examples"] / max(r["epochs"], 1.0),  # rows of before tell no unique
+        }
+        row |= {
+            "convention": card["convention"],
+            "device": card["device"],
+            "data": str(study["data"].get("fingerprint", study["data"]["origin"])),
+        }
+        row |= {"precision": " ".join(map(str, card["precision"].values())), "at": tuple(ladder.value(study, i, k) for k in tuned)}
+        cells[arm].setdefault(size, []).append(row)
+    own = study["config"].get("objective", {}).get("name", "")
+    kinds = {named[i]: t["point"].get("objective.name", own) for i, t in study["trials"].items()}
+    out = {}
+    for arm, mine in cells.items():
+        rows, notes = [], [f"left out: {lost[arm]} trials of seeds not all of whose trials at a size are finished"] if lost[arm] else []
+        for trials in mine.values():
+            kept, odd = _best(trials)
+            rows += kept
+            if odd:
+                size = f"{trials[0]['params']:,} parameters, {trials[0]['examples']:,} examples"
+                notes.append(f"{'note' if kept else 'left out'}: {size}: {odd}")
+        table = {k: [r[k] for r in rows] for k in COLUMNS}
+        out[arm] = Arm(kinds[arm], table, tuple(notes))
+    return out
+
+
+def _best(trials: list[dict]) -> tuple[list[dict], str]:
+    """The trials of the best hyperparameters of a size and horizon, brought to the lowest point between those tried; and what is wrong with them.
+
+    Hyperparameters at which a seed diverged, or that fewer seeds had than others, are not among the best.
+    """
+    by: dict[tuple, list[dict]] = {}
+    for r in trials:
+        by.setdefault(r["at"], []).append(r)
+    most = max(map(len, by.values()))
+    mean = {at: float(np.mean([r["loss"] for r in rs])) if len(rs) == most else np.nan for at, rs in by.items()}
+    stable = [at for at in mean if np.isfinite(mean[at])]
+    if not stable:
+        return [], "a trial diverged at all hyperparameters tried"
+    best = min(stable, key=mean.get)
+    varied = [j for j in range(len(best)) if len({at[j] for at in by}) > 1]
+    if len(varied) != 1:
+        return by[best], ""
+    (j,) = varied
+    if any(at[j] <= 0 for at in by):
+        return by[best], ""
+    o = optimum(np.log2([at[j] for at in by]), np.array(list(mean.values())))
+    return [
+        r | {"loss": r["loss"] * o.loss / mean[best]} for r in by[best]
+    ], f"its best is at the {o.edge} edge of what was tried or stable" if o.edge else ""
