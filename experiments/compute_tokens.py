@@ -9,26 +9,19 @@ from ml_collections import ConfigDict
 WIDTHS = (8, 16, 24, 32, 48, 64)
 LEAST = 5e9  # FLOPs of the smallest budget
 SIZES = ((8, 16, 24), (8, 16, 24), (16, 24, 32), (16, 24, 32), (16, 24, 32), (24, 32, 48), (24, 32, 48), (32, 48, 64))
-SIZE = dict(depth=2, head_dim=8, mlp_ratio=2, qk_norm=True)
-ARMS = {  # model, objective, learning rate, training MFLOPs of an example by width at WIDTHS (`lab plan` tells them)
-    "decoder": (
-        dict(name="decoder", rope="grid", **SIZE),
-        dict(name="next_token", label_drop=0.1),
-        2.0**-6,
-        (1.309, 3.6, 6.875, 11.133, 22.598, 37.994),
-    ),
-    "masked": (
-        dict(name="masked", **SIZE),
-        dict(name="unmask", schedule="cosine", weighting="elbo", label_drop=0.1),
-        2.0**-7,
-        (1.266, 3.38, 6.341, 10.151, 20.313, 33.867),
-    ),
-}
+SIZE = dict(width=32, depth=2, head_dim=8, mlp_ratio=2, qk_norm=True)
+MODEL = {"decoder": dict(name="decoder", rope="grid", **SIZE), "masked": dict(name="masked", **SIZE)}
+MASKS = dict(name="unmask", schedule="cosine", weighting="elbo", label_drop=0.1)
+OBJECTIVE = {"decoder": dict(name="next_token", label_drop=0.1), "masked": MASKS}
+RATE = {"decoder": 2.0**-6, "masked": 2.0**-7}
+MFLOPS = {
+    "decoder": (1.309, 3.6, 6.875, 11.133, 22.598, 37.994),
+    "masked": (1.266, 3.38, 6.341, 10.151, 20.313, 33.867),
+}  # an example's, by width
 
 
 def get_config():
-    c = ConfigDict(dict(base=dict(width=32)))
-    c.model, c.objective = dict(width=32, **ARMS["decoder"][0]), ARMS["decoder"][1]
+    c = ConfigDict(dict(base=dict(width=32), model=MODEL["decoder"], objective=OBJECTIVE["decoder"]))
     c.data = dict(name="shapes", size=8, grid=1, density="medium", extras=("tokens",), examples=65536)
     c.optim = dict(schedule="cosine", warmup=25, ema=0.95)
     c.train = dict(batch=8, log_every=25)
@@ -38,10 +31,9 @@ def get_config():
 
 
 def sweep():
-    for arm, (model, objective, lr, mflops) in ARMS.items():
+    for arm, lr in RATE.items():
         for k, widths in enumerate(SIZES):
-            for width in widths:
-                steps = round(LEAST * 2**k / (1e6 * mflops[WIDTHS.index(width)] * 8))
-                of = {"model": {**model, "width": width}, "objective": objective, "optim.lr": lr, "train.steps": steps}
-                for seed in range(2):
-                    yield {"arm": arm, "seed": seed, **of}
+            for w in widths:
+                of = {"arm": arm, "model": MODEL[arm] | {"width": w}, "objective": OBJECTIVE[arm], "optim.lr": lr}
+                steps = round(LEAST * 2**k / (1e6 * MFLOPS[arm][WIDTHS.index(w)] * 8))
+                yield from ({**of, "train.steps": steps, "seed": seed} for seed in range(2))

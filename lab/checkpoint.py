@@ -36,6 +36,11 @@ def _seal(meta: dict) -> int:
     return zlib.crc32(json.dumps([meta["digests"], meta["meta"]], sort_keys=True).encode())
 
 
+def saved(folder: Path) -> bool:
+    """Whether a folder holds a step that was saved whole."""
+    return any(p.name.isdigit() for p in Path(folder).glob("*"))
+
+
 class Checkpoints:
     """Steps saved in one folder, newest kept; a save is written behind the training and is durable after `wait`."""
 

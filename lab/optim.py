@@ -92,6 +92,11 @@ def traced(config: dict[str, Any]) -> set[str]:
     return {*TRACED, *own(config)[0]}
 
 
+def decays(steps: int, warmup: int, decay: float) -> int:
+    """The step at which `wsd` begins to decay: before it, it is the same of any more steps."""
+    return steps - max(1, round(decay * (steps - warmup)))
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Multiplier of the peak learning rate at each step: linear warm-up, then constant, linear, cosine or wsd (arXiv 2404.06395).
@@ -131,7 +136,7 @@ def schedule(name: str, steps: int, warmup: int, decay: float) -> Schedule:
         raise unknown("optim.schedule", name, SCHEDULES)
     if not 0 <= warmup < steps:
         raise UserError(f"optim.warmup={warmup} must be at least 0 and below train.steps={steps}")
-    return Schedule(name, steps, warmup, max(1, round(decay * (steps - warmup))))
+    return Schedule(name, steps, warmup, steps - decays(steps, warmup, decay))
 
 
 def _each(f, scales: list[Scales], tree: Any, *rest: Any) -> Any:

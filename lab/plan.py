@@ -34,13 +34,13 @@ def plan(study: Study) -> list[dict[str, Any]]:
         start = time.perf_counter()
         jax.block_until_ready(pop.evaluate(carry))
         per_eval = time.perf_counter() - start
-        evals = config["train"]["steps"] // config["eval"]["every"] + 1
-        seconds = per_step * config["train"]["steps"] + per_eval * evals
+        steps, every, start = config["train"]["steps"], config["eval"]["every"], study.trunks.get(name, {"start": 0})["start"]
+        seconds = per_step * (steps - start) + per_eval * (steps // every - -(-start // every) + 1)
         rows.append(
             {
                 **{"population": name, "trials": len(group), "parameters": sum(cost.parameters(pop.program.model).values())},
-                **{"steps": config["train"]["steps"], "flops": work[name], "compile_s": pop.compile_s, "bytes": pop.bytes},
-                **{"step_s": per_step, "seconds": seconds, "flops_per_s": work[name] / config["train"]["steps"] / per_step},
+                **{"steps": steps, "start": start, "flops": work[name], "compile_s": pop.compile_s, "bytes": pop.bytes},
+                **{"step_s": per_step, "seconds": seconds, "flops_per_s": work[name] / steps / per_step},
             }
         )
     return rows
@@ -64,8 +64,12 @@ def table(rows: list[dict[str, Any]]) -> str:
     )
     total = sum(r["seconds"] + r["compile_s"] for r in rows)
     trials, flops = sum(r["trials"] for r in rows), sum(r["flops"] for r in rows)
+    spent = sum(r["flops"] * (1 - r["start"] / r["steps"]) for r in rows)
+    shared = ""
+    if spent < flops:
+        shared = f";\nrun.trunk leaves {spent:.2e} of them to compute ({spent / flops:.0%}), as longer horizons go on from shorter ones"
     device = jax.devices()[0].device_kind
     return (
         f"{text}\n\n{trials} trials in {len(rows)} populations, {len(rows)} compiles, {flops:.2e} FLOPs ({cost.CONVENTION.split(';')[0]}), "
-        f"largest {max(r['bytes'] for r in rows) / 2**20:,.0f} MiB on a device;\nabout {clock(total)} ({total / 3600:.2f} hours) on this device ({device})"
+        f"largest {max(r['bytes'] for r in rows) / 2**20:,.0f} MiB on a device{shared};\nabout {clock(total)} ({total / 3600:.2f} hours) on this device ({device})"
     )

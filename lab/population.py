@@ -32,6 +32,7 @@ from sharding.aot import compile as aot
 
 EVAL_KEY = 20_240_229  # the evaluation's times and noise are the same in every study and for every seed
 INFINITE = float("inf")
+TRUNK = "trunk"  # where a population leaves its states for longer horizons
 # XLA's options for trials that take turns: one with a core of its own loses by splitting its matmuls, and less optimised code
 # compiles in 0.7x of the time and runs as fast
 IN_TURN = {"xla_cpu_multi_thread_eigen": False, "xla_backend_optimization_level": 1}
@@ -324,22 +325,22 @@ class Span(NamedTuple):
     start: int
     until: int
     state: Callable[[], State] | None = None  # None: their init
+    rows: Callable[[], list[dict]] | None = None  # of their steps before `start`, where these are to be among its own
+    leaves: int = 0  # the step at which its states are left for longer horizons; 0: none
 
 
-def gathered(like: State, step: int, parts: list[tuple[Path, int, list[int]]]) -> State:
+def gathered(like: State, step: int, parts: list[tuple[Path, int, list[int]]], lost: str = "choose another --workdir") -> State:
     """States [trials, ...] at a step, on the host, from checkpoints of populations: of each (folder, how many trials it has, which to take).
 
-    `like` is the shape of any population's of that program. UserError where a checkpoint is gone or damaged.
+    `like` is the shape of any population's of that program. UserError where a checkpoint is gone or damaged, with what is then to be done.
     """
     found = []
     for folder, trials, rows in parts:
-        store = Checkpoints(folder / "checkpoints")
+        store = Checkpoints(folder)
         saved = store.restore(jax.tree.map(lambda x, n=trials: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype), like))
         store.close()
         if saved is None or saved[0] != step:
-            raise UserError(
-                f"checkpoints of population {folder.name!r} are gone or damaged; restore {str(folder)!r}, or choose another --workdir"
-            )
+            raise UserError(f"checkpoints of population {folder.parent.name!r} are gone or damaged; restore {str(folder)!r}, or {lost}")
         found.append(jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], saved[1]))
     return jax.tree.map(lambda *xs: np.concatenate(xs), *found)
 
@@ -370,6 +371,8 @@ def run(
     carry = pop.init()
     found = keep.restore(pop.shapes())
     start, state = found[:2] if found else (span.start, span.state and span.state())
+    if found is None and span.rows is not None:
+        writer.append([r | {"attempt": writer.attempt} for r in span.rows()])
     carry = carry if state is None else pop.carry(state, carry)
     pop.compile(carry)
     per_example = pop.flops()
@@ -401,6 +404,9 @@ def run(
                 # the host reads step k while the device is still busy with step k + 1
                 write(*pending)
                 pending = None
+            if step == span.leaves and step:
+                _leave(folder, step, pop.state(carry))
+                mark = time.monotonic()  # as below
             if step == last:
                 write(step, {**judged, "diverged": ~jax.device_get(pop.averages(carry)[1])})
                 if judging.judges:
@@ -459,6 +465,15 @@ def _best(values: dict) -> float | None:
 
 def _diverged(pop: Population, state: State) -> list[str]:
     return [t.id for t, alive in zip(pop.trials, np.asarray(state.alive), strict=True) if not alive]
+
+
+def _leave(folder: Path, step: int, state: State) -> None:
+    """Keep the states of a population's trials for longer horizons; durable when it returns."""
+    shutil.rmtree(folder / TRUNK, ignore_errors=True)  # of an attempt that began again from before
+    store = Checkpoints(folder / TRUNK, keep=1)
+    store.save(step, state)
+    store.wait()
+    store.close()
 
 
 def remove_checkpoints(folder: Path) -> None:

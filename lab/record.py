@@ -234,6 +234,12 @@ def until(study: dict, name: str) -> int:
     return [*halving["marks"], study["trials"][pop["trials"][0]]["steps"]][halving["rung"]]
 
 
+def begun(study: dict, name: str) -> float:
+    """The share of its trials' steps that a population did not train: it began from states that shorter horizons left (run.trunk)."""
+    pop = study["populations"][name]
+    return pop.get("trunk", {"start": 0})["start"] / study["trials"][pop["trials"][0]]["steps"]
+
+
 def finished(folder: Path) -> bool:
     """Whether a population is done; UserError where it says so and its rows are gone."""
     if not (Path(folder) / "done.json").exists():

@@ -475,6 +475,11 @@ def _facts(folder: Path, f: Findings) -> dict[str, str]:
         "Drift": f"log2 best rate at the largest size minus that at the smallest; up to {STAYS:g} octaves counts as staying put",
         "Law": "loss = floor + scale x FLOPs^-exponent, Huber loss on log residuals; with fewer than five sizes the floor is zero",
     }
+    if any("trunk" in p for p in s["populations"].values()):
+        known = [(r["flops"], record.begun(s, s["trials"][r["trial"]]["population"])) for r in f.trials if r["flops"]]
+        whole, spent = sum(flops for flops, _ in known), sum(flops * (1 - share) for flops, share in known)
+        took = f"their trials, each as of a run of its own, took {whole:.3g} FLOPs, of which {spent:.3g} ({spent / max(whole, 1):.0%}) were computed"
+        facts["Trunk"] = f"longer horizons went on from where the decays of shorter ones begin: {took}"
     if cards:
         devices = sorted({f"{c['devices']} x {c['device']}" for c in cards})
         facts["Device"] = f"{', '.join(devices)}; {cards[0]['precision']['dtype']}, matmul precision {cards[0]['precision']['precision']}"

@@ -6,7 +6,6 @@ import importlib.util
 import inspect
 import itertools
 import json
-import math
 import os
 import re
 import subprocess
@@ -21,10 +20,10 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from lab import axes, cost, find, parametrization, rates, record
+from lab import axes, cost, find, halving, parametrization, rates, record, trunk
 from lab import population as populations
 from lab.axes import Dims
-from lab.checkpoint import Checkpoints
+from lab.checkpoint import Checkpoints, saved
 from lab.data.loader import decode, fetch, numeric, open_source, within
 from lab.errors import UserError, unknown
 from lab.evals.subject import open_judges
@@ -58,10 +57,11 @@ DEFAULTS = {
     # judges by name (lab/evals), on n samples of every trial at its last step and, with every > 0, along the way
     "judge": {"names": (), "every": 0, "n": 256, "options": {}},
     # not part of a trial's identity: where and how it runs. chunk: most trials in one program, 0 for what memory allows;
-    # workers: processes that read data which memory cannot hold, 0 for threads; halving: after these shares of the steps, which share goes on
+    # workers: processes that read data which memory cannot hold, 0 for threads; halving: after these shares of the steps, which share goes on;
+    # trunk: longer horizons go on from where the decays of shorter ones begin
     "run": {
         **{"mesh": {}, "rules": {"batch": "data"}, "chunk": 0, "checkpoint_seconds": 60.0, "data_dir": "data", "workers": 0},
-        "halving": {"at": (), "keep": 0.5},
+        **{"halving": {"at": (), "keep": 0.5}, "trunk": False},
     },
 }
 # sections with keys of their own
@@ -211,34 +211,6 @@ def _counts(config: dict) -> None:
             raise UserError(f"config key {key}={config[section][leaf]} must be at least 1")
 
 
-def marks(config: dict) -> list[int]:
-    """The steps after which halving looks at a config's trials, rising; UserError for shares that give none such, or keep nothing or all."""
-    halving, steps = config["run"]["halving"], config["train"]["steps"]
-    at, keep = halving["at"], halving["keep"]
-    if not all(isinstance(a, float) and 0 < a < 1 for a in at) or sorted(set(at)) != list(at):
-        raise UserError(f"config key run.halving.at={at!r} must be rising shares of train.steps between 0 and 1, such as (0.25, 0.5)")
-    if not 0 < keep < 1:
-        raise UserError(f"config key run.halving.keep={keep} must be a share between 0 and 1 of the points that go on, such as 0.5")
-    found = [round(a * steps) for a in at]
-    if len({0, *found, steps}) < len(found) + 2:
-        raise UserError(f"config key run.halving.at={at!r} gives steps {found} of train.steps={steps}; expected different ones in between")
-    return found
-
-
-def going_on(points: int, keep: float) -> int:
-    """How many of an arm's points halving lets go on: the share `keep` rounded up, so that one always does."""
-    return max(1, math.ceil(keep * points - 1e-9))
-
-
-def halved(points: int, config: dict) -> float:
-    """The share of the training of `points` points of an arm that halving leaves where none diverges."""
-    steps, keep, n = config["train"]["steps"], config["run"]["halving"]["keep"], points
-    total, ends = 0, [0, *marks(config), steps]
-    for start, until in itertools.pairwise(ends):
-        total, n = total + n * (until - start), going_on(n, keep)
-    return total / (points * steps)
-
-
 def _override(config: ConfigDict, overrides: Iterable[str]) -> list[str]:
     """Apply overrides through ml_collections' own flag parser, one at a time so that an error names its key; returns the keys."""
     keys = []
@@ -265,7 +237,8 @@ def expand(experiment: Experiment, data_print: str) -> list[Trial]:
         full = _at(experiment.config.to_dict(), point, experiment.sections)
         arm = point.get("arm") or " ".join([full["parametrization"]["name"], *[find.stem(point[k]) for k in ("optim.name",) if k in point]])
         _counts(full)
-        marks(full)
+        halving.marks(full)
+        trunk.check(full)
         check_optim(full["optim"], DEFAULTS["optim"], full["parametrization"]["eps"])
         parametrization.table(**full["parametrization"])  # rules are checked before anything is traced
         populations.peak(full)
@@ -421,17 +394,19 @@ class Study:
         self.trials = {t.id: t for t in expand(experiment, self.print)}
         self.known: dict = {}
         self._each: dict[str, float] = {}  # FLOPs of an example of each shape
+        self._twins: dict[str, str] = {}  # of each trial, what it shares with its like of other horizons
         if folder is not None and (folder / "study.json").exists():
             self.known = record.read_study(folder)
             self._check_same()
         self._pack()
 
     def _pack(self) -> None:
-        """Packs of all trials, and what study.json says of halving: of which bracket and rung a pack is, and which trials are stopped."""
+        """Packs of all trials, and what study.json says of halving, of which bracket and rung a pack is and which trials are stopped, and of trunks."""
         pops, known = self.known.get("populations", {}), self.known.get("trials", {})
         self.halving = {n: p["halving"] for n, p in pops.items() if "halving" in p}
         self.stopped = {i: t["stopped"] for i, t in known.items() if "stopped" in t}
         self.packs = self._packs()
+        self.trunks = self._trunks()
         programs = [populations.build(p[0].config, self.train.dims) for p in self.packs.values()]
         several = len({type(p.objective) for p in programs}) > 1
         for p, (first, *_) in zip(programs, self.packs.values(), strict=True):
@@ -470,23 +445,57 @@ class Study:
             name, c, shape = self._name(group), group[0].config, shape_key(group[0])
             packs[name] = group
             bracket = _tag([t for t in entered if shape_key(t) == shape])
-            self.halving[name] = {"bracket": bracket, "marks": marks(c), "keep": c["run"]["halving"]["keep"], "rung": 0}
+            self.halving[name] = {"bracket": bracket, "marks": halving.marks(c), "keep": c["run"]["halving"]["keep"], "rung": 0}
         return packs
 
     def _entered(self, left: list[Trial]) -> tuple[list[Trial], list[Trial]]:
         """New trials that halving looks at, and those that train whole: where there is none, or their point has come through on other seeds."""
-        if not any(marks(t.config) for t in left):
+        if not any(halving.marks(t.config) for t in left):
             return [], left
         states = record.status(self.folder) if self.known else {}
         through = {self._point(self.trials.get(i) or self._old(i)) for i, s in states.items() if s == "done"}
         sides: tuple[list[Trial], list[Trial]] = ([], [])
         for t in left:
-            sides[not marks(t.config) or self._point(t) in through].append(t)
+            sides[not halving.marks(t.config) or self._point(t) in through].append(t)
         return sides
 
     def _point(self, trial: Trial) -> str:
         """Equal for trials that differ in their seed alone."""
         return identity({**trial.config, "seed": 0}, self.print)
+
+    def _trunks(self) -> dict[str, dict]:
+        """Of each population that begins from states of shorter horizons, or has begun so, at which step and from which populations.
+
+        States are those in the folder, and of populations yet to be trained those that they will leave.
+        """
+        pops = self.known.get("populations", {})
+        if not self.config["run"]["trunk"] and not any("trunk" in p for p in pops.values()):
+            return {}
+        groups = {n: self._group(n) for n in pops} | self.packs
+        found, left = {}, {}
+        for name in sorted(groups, key=lambda n: groups[n][0].config["train"]["steps"]):
+            at, mine = trunk.leaves(groups[name][0].config), [self._twin(t) for t in groups[name]]
+            here = None if self.folder is None else self.folder / name
+            done = here is not None and record.finished(here)
+            if done or (here is not None and saved(here / "checkpoints")):
+                told = pops.get(name, {}).get("trunk", {})
+            else:
+                told = trunk.start(mine, at, left)
+            found |= {name: told} if told else {}
+            if at and ((here is not None and saved(here / populations.TRUNK)) or (name in self.packs and not done)):
+                left[name] = at, mine
+        return found
+
+    def _group(self, name: str) -> list[Trial]:
+        """The trials of a population, wanted or not."""
+        return self.packs.get(name) or [self.trials.get(i) or self._old(i) for i in self.known["populations"][name]["trials"]]
+
+    def _twin(self, trial: Trial) -> str:
+        """Equal for trials that differ in their horizon alone."""
+        if trial.id not in self._twins:
+            train = {**trial.config["train"], "steps": 0}
+            self._twins[trial.id] = identity({**trial.config, "train": train}, self.print)
+        return self._twins[trial.id]
 
     def _name(self, group: list[Trial]) -> str:
         """The name of a new population: what its shape has of its own, and a hash of its trials; a value may be a path."""
@@ -515,6 +524,7 @@ class Study:
         for name, group in self.packs.items():
             pops[name] = {"trials": [t.id for t in group], "chunk": len(group)}
             pops[name] |= {"halving": self.halving[name]} if name in self.halving else {}
+            pops[name] |= {"trunk": self.trunks[name]} if name in self.trunks else {}
             for t in group:
                 about = {"arm": t.arm, "seed": t.config["seed"], "steps": t.config["train"]["steps"]}
                 trials[t.id] = {**about, "point": t.point, "population": name}
@@ -584,7 +594,7 @@ class Study:
         for name, group in self.packs.items():
             for t in group:
                 team = points.get((self.halving[name]["bracket"], t.arm)) if name in self.halving else None
-                kept += work[name] / len(group) * (halved(len(team), t.config) if team else 1.0)
+                kept += work[name] / len(group) * (halving.halved(len(team), t.config) if team else 1.0)
         return kept / sum(work.values())
 
     def _progress(self) -> Progress:
@@ -595,21 +605,40 @@ class Study:
         return Progress(self.experiment.name, effort, steps, {n: self._label(n, g) for n, g in self.packs.items()})
 
     def _train(self, opened: Any, progress: Progress, interrupt: populations.Interrupt) -> None:
-        """Train the populations that are not done, in order of cost; `opened` are judges and the source in memory."""
+        """Train the populations that are not done, in order of cost, after what they begin from; `opened` are judges and the source in memory."""
         done = {n for n in self.packs if record.finished(self.folder / n)}
         for name in done:
             progress.skip(name, "done before", progress.steps[name])
-        for name in sorted(set(self.packs) - done, key=progress.work.get):
+        for name in self._ordered(progress.work):
+            if name in done:
+                continue
+            if (trunks := self._trunks()) != self.trunks:  # an earlier run left states that are gone
+                self.trunks = trunks
+                self._write()
             judges, source = opened
             pop = Population(self.packs[name], source, held_out(self.packs[name][0].config, self.held))
             self._card(self.folder / name, pop)
             judging, span = pop.judging(judges, self.held), self._span(name, pop)
             populations.run(self.folder / name, name, pop, source, judging, progress, interrupt, span)
 
+    def _ordered(self, work: dict[str, float]) -> list[str]:
+        """Populations in order of cost, each after those that it begins from."""
+        order: dict[str, None] = {}
+
+        def add(name: str) -> None:
+            for before in self.trunks.get(name, {"from": ()})["from"]:
+                add(before)
+            if name in self.packs:
+                order[name] = None
+
+        for name in sorted(self.packs, key=work.get):
+            add(name)
+        return list(order)
+
     def _ends(self, name: str) -> list[int]:
         """The step that a population begins at and the one it trains to."""
-        steps, halving = self.packs[name][0].config["train"]["steps"], self.halving.get(name, {"marks": [], "rung": 0})
-        return [0, *halving["marks"], steps][halving["rung"] :][:2]
+        steps, about = self.packs[name][0].config["train"]["steps"], self.halving.get(name, {"marks": [], "rung": 0})
+        return [0, *about["marks"], steps][about["rung"] :][:2]
 
     def _rung(self, bracket: str, rung: int) -> list[str]:
         """The populations of one rung of a bracket."""
@@ -618,13 +647,33 @@ class Study:
     def _span(self, name: str, pop: Population) -> populations.Span:
         """The steps of a population, and where the states of its trials are when it begins."""
         start, until = self._ends(name)
+        leaves = trunk.leaves(self.packs[name][0].config)
+        if name in self.trunks:
+            return self._branch(name, pop, until, leaves)
         if not start:
-            return populations.Span(start, until)
+            return populations.Span(start, until, leaves=leaves)
         mine, parts = {t.id for t in self.packs[name]}, []
         for before in self._rung(self.halving[name]["bracket"], self.halving[name]["rung"] - 1):
             rows = [i for i, t in enumerate(self.packs[before]) if t.id in mine]
-            parts += [(self.folder / before, len(self.packs[before]), rows)] * bool(rows)
+            parts += [(self.folder / before / "checkpoints", len(self.packs[before]), rows)] * bool(rows)
         return populations.Span(start, until, lambda: populations.gathered(pop.shapes(), start, parts))
+
+    def _branch(self, name: str, pop: Population, until: int, leaves: int) -> populations.Span:
+        """The steps of a population that begins from states of shorter horizons: their rows, so far, are its own."""
+        start, groups = self.trunks[name]["start"], {n: self._group(n) for n in self.trunks[name]["from"]}
+        mine, where = {self._twin(t): t for t in pop.trials}, {}
+        for before, group in groups.items():
+            where |= {self._twin(t): (before, i) for i, t in enumerate(group)}
+        runs = itertools.groupby((where[twin] for twin in mine), key=lambda w: w[0])
+        parts = [(self.folder / n / populations.TRUNK, len(groups[n]), [i for _, i in run]) for n, run in runs]
+
+        def rows() -> list[dict]:
+            of = {t.id: mine[twin] for n, g in groups.items() for t in g if (twin := self._twin(t)) in mine and where[twin][0] == n}
+            table = [r for n in groups for r in record.read_rows(self.folder / n).to_pylist() if r["step"] < start and r["trial"] in of]
+            return [r | {"trial": of[r["trial"]].id, "arm": of[r["trial"]].arm} for r in table]
+
+        lost = "run the same command again, which begins without them"
+        return populations.Span(start, until, lambda: populations.gathered(pop.shapes(), start, parts, lost), rows, leaves)
 
     def _promote(self) -> bool:
         """Stop what is not among the best of each bracket's last rung, and pack the rest anew; whether there is any."""
@@ -634,8 +683,8 @@ class Study:
             for name in [n for r in range(rung) for n in self._rung(bracket, r)]:
                 populations.remove_checkpoints(self.folder / name)
             names = self._rung(bracket, rung)
-            halving = self.halving[names[0]]
-            if rung == len(halving["marks"]):
+            about = self.halving[names[0]]
+            if rung == len(about["marks"]):
                 continue
             best, stopped = self._best(names)
             self.stopped |= stopped
@@ -645,25 +694,15 @@ class Study:
                     populations.remove_checkpoints(self.folder / name)
             for group in pack(best, self.train.dims):
                 name = f"{self._name(group)}-rung{rung + 1}"
-                self.packs[name], self.halving[name], more = group, halving | {"rung": rung + 1}, True
+                self.packs[name], self.halving[name], more = group, about | {"rung": rung + 1}, True
         return more
 
     def _best(self, names: list[str]) -> tuple[list[Trial], dict[str, int]]:
-        """Of the trials of one rung, those whose points are among the best of their arm, and {trial: step} of those that are neither they nor diverged.
-
-        A point's loss is the mean over its seeds; where one diverged it has none.
-        """
+        """Of the trials of one rung, those whose points are among the best of their arm, and {trial: step} of those that are neither they nor diverged."""
         until, keep, metric = self._ends(names[0])[1], self.halving[names[0]]["keep"], self.config["eval"]["metric"]
         rows = {r["trial"]: r for n in names for r in record.read_rows(self.folder / n).to_pylist() if r["step"] == until}
-        trials, arms = [t for n in names for t in self.packs[n]], {}
-        for t in trials:
-            arms.setdefault(t.arm, {}).setdefault(self._point(t), []).append(t)
-        on: set[str] = set()
-        for points in arms.values():
-            losses = {p: [rows[t.id][metric] for t in ts] for p, ts in points.items()}
-            mean = {p: np.inf if None in v else float(np.mean(v)) for p, v in losses.items()}
-            n = going_on(len(points), keep)
-            on |= {t.id for p in sorted(points, key=mean.get)[:n] if np.isfinite(mean[p]) for t in points[p]}
+        trials = [t for n in names for t in self.packs[n]]
+        on = halving.best(trials, rows, metric, keep, self._point)
         return [t for t in trials if t.id in on], {t.id: until for t in trials if t.id not in on and not rows[t.id]["diverged"]}
 
     def history(self) -> list[dict]:

@@ -38,6 +38,8 @@ FLOORS = {
     "lab.figures": 7,  # drawn by report from records and laws
     "lab.verdict": 6.7,
     "lab.coordinates": 6.5,  # builds and places trials as population does
+    "lab.trunk": 4.5,  # asks optim where a decay begins
+    "lab.halving": 6.2,  # which of population's trials go on
     "lab.population": 6,
     "lab.judging": 5.5,  # trains nothing, and population runs it
     "lab.train": 5,

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pytest
 from test_study import LINEAR, TESTS, mistake, process, reached, run
 
-from lab import cli, population, record, study
+from lab import cli, halving, population, record, study
 from lab.population import Interrupt, Preempted
 
 TEXT = '''"""Which learning rate is best?"""
@@ -113,8 +113,8 @@ def test_flops_are_those_of_the_formula(pair):
     loaded = study.load(str(experiment(pair[0].parent)))
     config = loaded.config.to_dict()
     assert study.Study(loaded).left() == pytest.approx(0.5)
-    assert study.halved(8, config) == pytest.approx((8 * 6 + 4 * 6 + 2 * 12) / (8 * 24))
-    assert study.halved(8, {**config, "run": {"halving": {"at": (), "keep": 0.5}}}) == 1.0
+    assert halving.halved(8, config) == pytest.approx((8 * 6 + 4 * 6 + 2 * 12) / (8 * 24))
+    assert halving.halved(8, {**config, "run": {"halving": {"at": (), "keep": 0.5}}}) == 1.0
 
 
 class Soon(Interrupt):
