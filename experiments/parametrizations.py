@@ -1,13 +1,14 @@
 """Which rule transfers the best learning rate of a DiT, over 8x in width and over 4x in depth?
 
-Real icons at 16 pixels, learning rates a factor of 2 apart. Widths 32 to 256 at depth 2 under four rules with four seeds, depths 2 to 8 at width 32 under three with eight. At the base (width 32,
-depth 2) all rules are one model, so each is tuned there on its own grid. `./launch.sh run experiments/parametrizations.py`, then `./launch.sh transfer runs/parametrizations` for
+Real icons at 16 pixels, learning rates a factor of 2 apart. Widths 32 to 256 at depth 2 under five rules with four seeds, depths 2 to 8 at width 32 under three with eight. At the base (width 32,
+depth 2) all rules but the published one are one model, so each is tuned there on its own grid. `./launch.sh run experiments/parametrizations.py`, then `./launch.sh transfer runs/parametrizations` for
 width and with `--over model.depth` for depth; experiments/parametrizations_decoder.py asks the same of a decoder. About 18 minutes on 2 cores. What was seen: docs/parametrizations.md.
 """
 
 from ml_collections import ConfigDict
 
-WIDE = {"standard": (-10, -3), "standard_embed": (-10, -3), "ntk": (-9, -3), "mup": (-8, -3)}  # first and last log2 of the learning rates
+# first and last log2 of the learning rates
+WIDE = {"standard": (-10, -3), "standard_embed": (-10, -3), "published_xavier": (-10, -3), "ntk": (-9, -3), "mup": (-8, -3)}
 DEEP = {"standard": (-8, -3), "depth_mup": (-8, -3), "mup": (-8, -3)}
 
 

@@ -1,6 +1,6 @@
 """Which rule transfers the best learning rate of a decoder, over 8x in width and over 4x in depth?
 
-Grids of 16 tokens from the world `causal`, whose entropy is known; learning rates a factor of 2 apart. Widths 32 to 256 at depth 2 under five rules with four seeds, depths 2 to 8 at
+Grids of 16 tokens from the world `causal`, whose entropy is known; learning rates a factor of 2 apart. Widths 32 to 256 at depth 2 under six rules with four seeds, depths 2 to 8 at
 width 32 under three with eight. `./launch.sh run experiments/parametrizations_decoder.py`, then `./launch.sh transfer runs/parametrizations_decoder` for width and with `--over model.depth` for
 depth; experiments/parametrizations.py asks the same of a DiT. About 17 minutes on 2 cores. What was seen: docs/parametrizations.md.
 """
@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 WIDE = {
     "standard": (-10, -3),
     "standard_embed": (-10, -3),
+    "published_normal": (-10, -3),
     "ntk": (-9, -3),
     "mup": (-8, -3),
     "umup_weights": (-8, -3),
