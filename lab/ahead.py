@@ -51,7 +51,7 @@ def targets(folder: Path, told: Study, to: Mapping[str, Any] | Path) -> dict[str
         named = ladder.arms(study, None, tuple(k for k in ladder.numbers(study) if k.startswith((*TUNED, *SIZES))))
         config = None if isinstance(to, Mapping) else _loaded(folder, study, to)
     for arm, t in able.items():
-        if len(t.laws.fits[0].variables) == 1:
+        if t.laws.sizes is None:
             out[arm] = f"its law is of compute alone, of best sizes and no given one: {t.laws.refused[0]}"
             continue
         if given:
@@ -148,7 +148,7 @@ def text(
             said += ["", f"{arm}: no forecast: {to[arm]}"]
             continue
         run = to[arm] if to is not None else None
-        first = t.laws.fits[0]
+        first = t.laws.fits[0] if run is None else t.laws.sizes  # a given run is no best of its budget
         if run is None:
             here = at_best(first, flops)
             lines = _budget(arm, t, forecast(t.laws, flops))
@@ -159,7 +159,7 @@ def text(
         losses = np.concatenate([first.loss(**here), first.losses(**here)[:, 0]])
         for s in scores:
             said += skills.foretold(s, arm, flops if run is None else run.flops, losses, run is not None)
-        said += [f"  {line}" for line in warnings(t.points)]
+        said += [f"  {line}" for line in ([t.laws.why] if t.laws.why and run is None else []) + warnings(t.points)]
         if not t.laws.told:
             said.append("  provisional: too few budgets to hold a larger one out")
         said += [f"  {note}" for note in t.notes if note.startswith("left out: ")]
@@ -180,7 +180,7 @@ def _budget(arm: str, t: Told, f: Forecast) -> list[str]:
     said = [f"{arm}: {f.loss:.4g} ({'; '.join(map(_span, f.law))}); one run {'; '.join(map(_span, f.run))}", _law(first, f.beyond)]
     if f.wrong:
         sizes, data = ("; ".join(_span(s, ".3g") for s in v) for v in (f.params_spans, f.examples_spans))
-        said.append(f"  best N {f.params:.3g} ({sizes}), D {f.examples:.3g} ({data})")
+        said.append(f"  best N {f.params:.3g} ({sizes}), D {f.examples:.3g} ({data}){' by L(N, D)' * (first.form != 'L(N, D)')}")
         prices = ", ".join(f"{k:g} times N {v:+.2%} ({_span(s[-1], '+.2%')})" for k, (v, s) in f.wrong.items())
         said.append(f"  price of another size at the same FLOPs, in loss: {prices}")
     else:
@@ -191,15 +191,16 @@ def _budget(arm: str, t: Told, f: Forecast) -> list[str]:
 
 
 def _run(arm: str, t: Told, run: Target) -> list[str]:
-    f, first = sized(t.laws, run.flops, run.params, run.examples), t.laws.fits[0]
-    most, (low, high) = f.best, f.best.law[-1]
+    f, first = sized(t.laws, run.flops, run.params, run.examples), t.laws.sizes
+    most = f.best
+    loss, spans = most.forms[first.form]
     others = {k: v for k, v in most.forms.items() if k != first.form}
     return [
         f"{arm}: {f.loss:.4g} ({'; '.join(map(_span, f.law))}); one run {'; '.join(map(_span, f.run))}",
         f"  of N {run.params:.3g}, D {run.examples:.3g}, {run.flops:.3g} FLOPs ({run.said})",
         _law(first, f.beyond[0]) + f"; {f.beyond[1]:.3g} times its largest N, {f.beyond[2]:.3g} times its largest D",
         f"  price against the best size at the same FLOPs, in loss: {f.price:+.2%} ({'; '.join(_span(s, '+.2%') for s in f.price_spans)})",
-        f"  the best: N {most.params:.3g} ({_span(most.params_spans[-1], '.3g')}), D {most.examples:.3g} ({_span(most.examples_spans[-1], '.3g')}), {most.loss:.4g} ({low:.4g} to {high:.4g})",
+        f"  the best: N {most.params:.3g} ({_span(most.params_spans[-1], '.3g')}), D {most.examples:.3g} ({_span(most.examples_spans[-1], '.3g')}), {loss:.4g} ({_span(spans[-1])})",
         *(["  there by other forms: " + "; ".join(f"{k} {v:.4g} ({_span(s[-1])})" for k, (v, s) in others.items())] if others else []),
     ]
 

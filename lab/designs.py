@@ -151,9 +151,9 @@ def of_study(folder: Path, arm: str) -> Prior:
         raise unknown("--prior: arm (the experiment's parametrization)", arm, told)
     name = arm if arm in told else next(iter(told))
     t = told[name]
-    if t.laws is None or t.laws.fits[0].form != "L(N, D)":
+    first = t.laws and t.laws.sizes
+    if not first:
         raise UserError(f"--prior: arm {name!r} of {str(folder)!r} tells no law of N and D: {t.refused or t.laws.refused[0]}")
-    first = t.laws.fits[0]
     return Prior(
         np.concatenate([first.value[:1], first.scales, first.exponents]), f"L(N, D) = {fit.formula(first)} of {folder}, arm {name}"
     )

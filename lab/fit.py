@@ -111,12 +111,14 @@ def text(folder: Path, told: Study, profiles: bool = False) -> str:
             said.append(
                 f"  not knowing the floor would {'leave nothing to fit' if np.isinf(times) else f'make the interval of the first exponent {times:.2g} times as wide'}"
             )
-        if len(first.variables) == 2:
-            said += _allocation(first)
+        if t.laws.sizes:
+            said += _allocation(t.laws.sizes)
         for h in t.laws.told:
             said.append(
                 f"  held out: {h.form} foretold larger budgets to {h.error:.2%} (root mean square), {h.covered:.0%} of them within its 90% interval; {h.splits} splits"
             )
+        if t.laws.why:
+            said.append(f"  {t.laws.why}")
         if not t.laws.told:
             said.append("  provisional: too few budgets to hold a larger one out")
         said += [f"  not fitted: {why}" for why in t.laws.refused] + _notes(t)

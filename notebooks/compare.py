@@ -9,8 +9,8 @@ import os
 
 import lab
 
-STUDY = os.environ.get("LAB_STUDY", "records/parametrizations")  # a study's folder, here or at gs://
-BASE, ARM = "standard", "mup"
+STUDY = os.environ.get("LAB_STUDY", "records/compute")  # a study's folder, here or at gs://
+BASE, ARM = "drawn gates", "adaLN-zero"
 
 study = lab.open(STUDY)
 study
@@ -23,5 +23,5 @@ held
 held.save("compare.pdf")
 
 # %% [markdown]
-# An interval around 1 says that these runs tell no difference; more budgets or seeds would. Both arms are tuned at every size here, which is
-# not what a transferred rate costs: that is `study.transfer()`.
+# An interval around 1 would say that these runs tell no difference; more budgets or seeds could. The records are of `experiments/compute.py`: one learning rate, carried to
+# every size by muP. By device-seconds it is told where the records have their timing, which these do not.

@@ -9,7 +9,7 @@ import os
 
 import lab
 
-STUDY = os.environ.get("LAB_STUDY", "records/parametrizations")  # a study's folder, here or at gs://
+STUDY = os.environ.get("LAB_STUDY", "records/compute")  # a study's folder, here or at gs://
 
 study = lab.open(STUDY)
 study

@@ -12,6 +12,7 @@ from lab.laws.points import Points, budgets
 LEVELS = (0.5, 0.9)
 WRONG = (0.25, 0.5, 2.0, 4.0)  # times the best size
 COMPUTE = ("L(C) without a floor", "L(C)")
+FEW, HALF = 3, 0.5  # forecasts of larger budgets from which a law of compute may go before that of N and D, and its error over that one's
 Spans = tuple[tuple[float, float], ...]  # intervals at LEVELS
 
 
@@ -21,6 +22,12 @@ class Laws(NamedTuple):
     fits: tuple[Fit, ...]
     told: tuple[Foretold, ...]  # how forms foretold larger budgets; none where none could be held out
     refused: tuple[str, ...]  # forms the points do not tell, and why
+    why: str = ""  # a law of compute goes before that of N and D
+
+    @property
+    def sizes(self) -> Fit | None:
+        """The law of N and D, which alone knows sizes."""
+        return next((f for f in self.fits if len(f.variables) == 2), None)
 
 
 def frontier(p: Points) -> Points:
@@ -37,7 +44,8 @@ def frontier(p: Points) -> Points:
 def laws(p: Points, floor: float | None = None) -> Laws:
     """Fit the law of N and D where the points tell one, and laws of compute through the best of each budget.
 
-    The law of N and D goes first, for it uses all points; else the law of compute that foretells larger budgets best.
+    The law of N and D goes first, for it uses all points, unless a law of compute foretold the best of larger budgets twice as well; among
+    laws of compute the one that foretells them best.
 
     Raises:
       UserError: the points tell no law.
@@ -55,8 +63,34 @@ def laws(p: Points, floor: float | None = None) -> Laws:
     if able:
         chosen, held = choose(best_of, tuple(able), floor)
         told += held
-        found += [fit(best_of, n, given.get(n)) for n in sorted(able, key=lambda n: n != chosen)]
-    return Laws(tuple(found), tuple(told), tuple(refused))
+        by_compute = [fit(best_of, n, given.get(n)) for n in sorted(able, key=lambda n: n != chosen)]
+        first, why = _before(p, best_of, able, floor) if found else ("", "")
+        found = sorted([*found, *by_compute], key=lambda f: f.form != first)  # stable: the rest as they were
+    return Laws(tuple(found), tuple(told), tuple(refused), why)
+
+
+def _before(p: Points, best_of: Points, able: list[str], floor: float | None) -> tuple[str, str]:
+    """The law of compute that foretold the best of larger budgets with less than HALF of the error of that of N and D, on the same splits, and how; '' where none."""
+    at, top = budgets(p.flops), budgets(best_of.flops)
+
+    def errors(form: str, n: int) -> np.ndarray | None:
+        few, given = (p.take(at < n), floor) if form == "L(N, D)" else (best_of.take(top < n), floor if form == "L(C)" else None)
+        if refusal(few, form, given):
+            return None
+        large = best_of.take(top >= n)
+        law = fit(few, form, given, draws=2)
+        return np.log(law.loss(**{v: getattr(large, v) for v in law.variables}) / large.loss)
+
+    sizes = {n: e for n in range(2, top.max() + 1) if (e := errors("L(N, D)", n)) is not None}
+    found = []
+    for form in able:
+        pairs = [(mine, e) for n, e in sizes.items() if (mine := errors(form, n)) is not None]
+        if sum(len(e) for _, e in pairs) >= FEW:
+            mine, other = (float(np.sqrt(np.mean(np.concatenate(v) ** 2))) for v in zip(*pairs, strict=True))
+            said = f"{form} goes first, as it foretold the best of larger budgets to {mine:.2%} and L(N, D) to {other:.2%} (root mean square, {len(pairs)} splits)"
+            found.append((mine / other, form, said))
+    ratio, form, said = min(found, default=(np.inf, "", ""))
+    return (form, said) if ratio < HALF else ("", "")
 
 
 class Forecast(NamedTuple):
@@ -97,14 +131,15 @@ def forecast(told: Laws, flops: float) -> Forecast:
     if not np.isfinite(size):
         nothing = tuple((np.nan, np.nan) for _ in LEVELS)
         return Forecast(flops, flops / most, loss, law, run, np.nan, nothing, np.nan, nothing, {}, shown)
-    cost = price(first.points)
-    logs = best(first.draws, first.centre, cost, flops)[:, 0]
+    law_of = told.sizes
+    cost = price(law_of.points)
+    logs = best(law_of.draws, law_of.centre, cost, flops)[:, 0]
     spent = cost.examples(flops, logs)
     wrong = {}
     for k in WRONG:
-        here, there = (along(v, first.centre, cost, flops, np.full(len(v), np.log(size * k))) for v in (first.value[None], first.draws))
-        at = along(first.draws, first.centre, cost, flops, np.full(len(first.draws), np.log(size)))
-        wrong[k] = float(here[0] / loss - 1), _spans(there / at - 1)
+        here, there = (along(v, law_of.centre, cost, flops, np.full(len(v), np.log(size * k))) for v in (law_of.value[None], law_of.draws))
+        at = along(law_of.draws, law_of.centre, cost, flops, np.full(len(law_of.draws), np.log(size)))
+        wrong[k] = float(here[0] / forms[law_of.form][0] - 1), _spans(there / at - 1)
     data = float(np.exp(cost.examples(flops, np.log(size))))
     sizes, examples = (tuple((float(np.exp(a)), float(np.exp(b))) for a, b in _spans(v)) for v in (logs, spent))
     return Forecast(flops, flops / most, loss, law, run, size, sizes, data, examples, wrong, shown)
@@ -139,8 +174,8 @@ def sized(told: Laws, flops: float, params: float, examples: float) -> Sized:
     Raises:
       UserError: the points tell no law of N and D, which alone knows sizes.
     """
-    f = told.fits[0]
-    if len(f.variables) == 1:
+    f = told.sizes
+    if f is None:
         raise UserError(
             f"a law of compute alone foretells no given size, but a budget at its best: --flops={flops:.3g} ({told.refused[0]})"
         )
@@ -149,4 +184,6 @@ def sized(told: Laws, flops: float, params: float, examples: float) -> Sized:
     loss, draws = float(f.loss(**here)[0]), f.losses(**here)[:, 0]
     beyond = tuple(float(v / w.max()) for v, w in ((flops, p.flops), (params, p.params), (examples, p.examples)))
     more = _spans(draws / f.losses(**there)[:, 0] - 1)
-    return Sized(params, examples, beyond, loss, _spans(draws), _spans(one_run(f, **here)[:, 0]), loss / ideal.loss - 1, more, ideal)
+    return Sized(
+        params, examples, beyond, loss, _spans(draws), _spans(one_run(f, **here)[:, 0]), loss / float(f.loss(**there)[0]) - 1, more, ideal
+    )
