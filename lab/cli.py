@@ -261,8 +261,9 @@ def _run(args: argparse.Namespace) -> int:
     states = record.status(folder)
     wanted = [states[i] for i in study.trials]
     console.print("drawing the report", markup=False)
-    page = report.report(folder)
-    print(report.headline(folder))
+    found = report.find(folder)
+    page = report.report(folder, found=found)
+    print(report.headline(found))
     print(f"report: {page}")
     return 3 if wanted and all(s == "diverged" for s in wanted) else 0
 
@@ -376,8 +377,9 @@ def _report(args: argparse.Namespace) -> None:
     if said := report.imported(Path(args.study)):
         print(said)
         return
-    page = report.report(Path(args.study), Path(args.out) if args.out else None, args.over)
-    print(report.headline(Path(args.study), args.over))
+    found = report.find(Path(args.study), args.over)
+    page = report.report(Path(args.study), Path(args.out) if args.out else None, found)
+    print(report.headline(found))
     print(f"report: {page}")
 
 

@@ -8,12 +8,11 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, MaxNLocator, MultipleLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, MultipleLocator, NullFormatter
 
 from lab.errors import UserError
 from lab.laws.batch import Law as BatchLaw
 from lab.laws.batch import Tuned
-from lab.laws.power import Holdout, Law
 from lab.laws.transfer import Transfer
 
 ARMS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: safe for the colour-blind
@@ -159,36 +158,6 @@ def drift(transfers: dict[str, Transfer], rung: str) -> Figure:
     return figure
 
 
-def law(points: dict[str, tuple], laws: dict[str, Law], held: dict[str, Holdout], metric: str, least: float | None = None) -> Figure:
-    """Best loss of each rung against training FLOPs, with the law fitted to all rungs but the largest and its forecast there.
-
-    `least` is a loss that no model beats.
-    """
-    figure = Figure(figsize=(7.0, 3.5))
-    ax = figure.subplots()
-    for i, (arm, (flops, loss)) in enumerate(points.items()):
-        colour = ARMS[i % len(ARMS)]
-        ax.plot(flops, loss, "o", ms=5, color=colour, label=arm)
-        if arm in laws:
-            span = np.geomspace(flops.min(), flops.max() * 1.3, 60)
-            told = f"fit, exponent {laws[arm].exponent:.3f}"
-            ax.plot(span, laws[arm](span), "--", color=colour, lw=1.1, label=told)
-        if arm in held:
-            told = f"forecast of the largest, {100 * held[arm].error:+.1f}%"
-            ax.plot(flops.max(), held[arm].predicted, "D", ms=6.5, mfc="none", color=colour, label=told)
-    if least is not None:
-        ax.axhline(least, ls=":", color="0.4", lw=1.1, label="least possible")
-    ax.set_xscale("log")
-    ax.set(xlabel="training FLOPs of one trial", ylabel=f"best {metric}")
-    every = np.concatenate([x for x, _ in points.values()])
-    ax.xaxis.set_major_locator(LogLocator(subs=(1.0,) if every.max() > 100 * every.min() else (1.0, 3.0)))
-    ax.xaxis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))
-    ax.xaxis.set_minor_formatter(NullFormatter())
-    _scale_y(ax)
-    _beside(figure, ax)
-    return figure
-
-
 def batch(arms: dict[str, tuple[list[Tuned], BatchLaw | None]], target: str) -> Figure:
     """Steps against examples to one target, a point a batch with its seeds' range, the law's curve and its band.
 
@@ -230,14 +199,17 @@ def batch(arms: dict[str, tuple[list[Tuned], BatchLaw | None]], target: str) -> 
 def band(points: dict[str, tuple], bands: dict[str, tuple], metric: str, least: float | None = None) -> Figure:
     """Loss of every size and horizon against training FLOPs, and the law of the best of them with its interval.
 
-    `points[arm]` is (FLOPs, loss) and `bands[arm]` (FLOPs, loss, lowest, highest); beyond the largest point a law is dashed. `least` is a loss
-    that no model beats.
+    `points[arm]` is (FLOPs, loss) and `bands[arm]`, where the arm has a law, (FLOPs, loss, lowest, highest); beyond the largest point a law is
+    dashed. `least` is a loss that no model beats.
     """
     figure = Figure(figsize=(5.4, 3.5))
     ax = figure.subplots()
     for i, (arm, (flops, loss)) in enumerate(points.items()):
-        colour, (x, mid, low, high) = ARMS[i % len(ARMS)], bands[arm]
-        ax.plot(flops, loss, "o", ms=4, color=colour)
+        colour = ARMS[i % len(ARMS)]
+        ax.plot(flops, loss, "o", ms=4, color=colour, label=None if arm in bands else arm)
+        if arm not in bands:
+            continue
+        x, mid, low, high = bands[arm]
         ax.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
         seen = x <= flops.max()
         ax.plot(x[seen], mid[seen], "-", color=colour, label=arm)

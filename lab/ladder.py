@@ -39,6 +39,27 @@ def value(study: dict, trial: str, key: str) -> Any:
     return at
 
 
+def floor(study: dict) -> tuple[float, float] | None:
+    """Least possible loss of a study's objective on its data, and its standard error; None where it is not known.
+
+    A world of images gives it by density of times, with labels and without; a hidden label counts by the share that hides it. One of
+    tokens gives its entropy where labels are told.
+    """
+    best, objective = study["data"].get("best_loss"), study["config"].get("objective", {})
+    if any(k.startswith("objective.") for k in study.get("swept", ())):
+        return None
+    if isinstance(best, float):
+        entropies = ({"name": "next_token"}, {"name": "unmask", "weighting": "elbo"})  # losses whose least is the entropy
+        told = {k: v for k, v in objective.items() if k in ("name", "weighting", "z_loss")}
+        return (best, study["data"].get("best_loss_error", 0.0)) if told in entropies and objective["label_drop"] == 0 else None
+    if not isinstance(best, dict) or objective.get("name") != "flow" or objective.get("time") not in best:
+        return None
+    if set(objective) > {"name", "time", "label_drop"}:  # any further option makes another density
+        return None
+    at, hidden = best[objective["time"]], objective["label_drop"]
+    return (1 - hidden) * at["conditional"] + hidden * at["marginal"], at["error"]
+
+
 def numbers(study: dict) -> dict[str, int]:
     """Swept keys with numbers -> how many values they have within one arm."""
     values: dict[tuple[str, str], set] = {}

@@ -6,18 +6,24 @@ import html
 import io
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from matplotlib.figure import Figure
 
-from lab import figures, ladder, points, record
+from lab import figures, fit, ladder, points, record
 from lab import find as parts
 from lab.errors import UserError
-from lab.laws import power
+from lab.laws.fits import FORMS, Fit
+from lab.laws.forecast import frontier
 from lab.laws.metrics import rule
+from lab.laws.solve import LEAST, MOST
 from lab.laws.transfer import LEVEL, STAYS, Transfer, difference, transfer
+from lab.tables import SIZES, TUNED
 from lab.transfer import answer, bound, interval, seeds, sentence
 
 
@@ -31,9 +37,8 @@ class Findings(NamedTuple):
     trials: list[dict]  # one row a trial of the study, whatever its state
     curves: dict[str, dict[str, np.ndarray]]  # arm -> rung, log2, loss, seed: one entry a finished trial
     transfers: dict[str, Transfer]
-    points: dict[str, tuple[np.ndarray, np.ndarray]]  # arm -> training FLOPs and best loss of each rung
-    laws: dict[str, power.Law]  # fitted to all rungs but the largest
-    held: dict[str, power.Holdout]
+    laws: dict[str, fit.Told]  # of loss, as `lab fit` has them; an arm of theirs may be several here, for it has all sizes and horizons
+    law_kinds: dict[str, str]  # arm of a law -> its objective, as in `kinds`
     difference: tuple[float, tuple[float, float] | None] | None  # |drift| of standard minus that of mup, and its interval
     floor: tuple[float, float] | None  # least possible loss on this data and its standard error, where a world knows it
     judged: list[dict]  # what judges say of the best trial of each arm and rung: arm, rung, flops and a column a number
@@ -51,21 +56,12 @@ def find(folder: Path, over: str | None = None) -> Findings:
     size = ladder.asked(study, over, ())[0] if over else ladder.ladder(study)
     search = points.read(folder) if over is None and points.is_search(study) else None
     lad = ladder.Ladder(study, search.metric, None, search.keys, search.trials, {}) if search else ladder.read(folder, size)
-    transfers, rungs, laws, held = {}, {}, {}, {}
-    for arm, c in lad.curves.items():
-        t = transfers[arm] = transfer(**c)
-        mine = [r for r in lad.trials if r["arm"] == arm and r["flops"] is not None]
-        flops = np.array([max(r["flops"] for r in mine if r["rung"] == k) for k in t.rungs])
-        best = np.array([o.loss for o in t.optima])
-        good = np.isfinite(best)
-        x, y = rungs[arm] = flops[good], best[good]
-        if len(set(x.tolist())) >= 3 and (x > 0).all() and (y > 0).all():
-            held[arm] = power.holdout(x, y)
-            laws[arm] = held[arm].law
-    last = {r["trial"]: r for r in record.finals(folder).to_pylist()}
+    transfers, kinds = {arm: transfer(**c) for arm, c in lad.curves.items()}, _kinds(study, lad.trials)
+    named = ladder.arms(study, None, tuple(k for k in ladder.numbers(study) if k.startswith((*TUNED, *SIZES))))  # as laws have them
     return Findings(
-        *(study, lad.metric, lad.over, _kinds(study, lad.trials), lad.trials, lad.curves, transfers, rungs, laws, held),
-        *(_difference(transfers), floor(study), _judged(study, lad.trials, last), search),
+        *(study, lad.metric, lad.over, kinds, lad.trials, lad.curves, transfers),
+        *(fit.read(folder).arms, {named[r["trial"]]: kinds[r["arm"]] for r in lad.trials}),
+        *(_difference(transfers), ladder.floor(study), _judged(folder, study, lad.trials), search),
     )
 
 
@@ -81,34 +77,14 @@ def _kinds(study: dict, trials: list[dict]) -> dict[str, str]:
     return {a: n if alike[n] else full[a] for a, n in names.items()}
 
 
-def floor(study: dict) -> tuple[float, float] | None:
-    """Least possible loss of a study's objective on its data, and its standard error; None where it is not known.
-
-    A world of images gives it by density of times, with labels and without; a hidden label counts by the share that hides it. One of
-    tokens gives its entropy where labels are told.
-    """
-    best, objective = study["data"].get("best_loss"), study["config"].get("objective", {})
-    if any(k.startswith("objective.") for k in study.get("swept", ())):
-        return None
-    if isinstance(best, float):
-        entropies = ({"name": "next_token"}, {"name": "unmask", "weighting": "elbo"})  # losses whose least is the entropy
-        told = {k: v for k, v in objective.items() if k in ("name", "weighting", "z_loss")}
-        return (best, study["data"].get("best_loss_error", 0.0)) if told in entropies and objective["label_drop"] == 0 else None
-    if not isinstance(best, dict) or objective.get("name") != "flow" or objective.get("time") not in best:
-        return None
-    if set(objective) > {"name", "time", "label_drop"}:  # any further option makes another density
-        return None
-    at, hidden = best[objective["time"]], objective["label_drop"]
-    return (1 - hidden) * at["conditional"] + hidden * at["marginal"], at["error"]
-
-
 def judges(study: dict) -> list[str]:
     """Names of a study's judges, which their columns begin with."""
     return [parts.stem(n) for n in study["config"].get("judge", {}).get("names", ())]
 
 
-def _judged(study: dict, trials: list[dict], last: dict[str, dict]) -> list[dict]:
+def _judged(folder: Path, study: dict, trials: list[dict]) -> list[dict]:
     named, out = judges(study), []
+    last = {r["trial"]: r for r in record.finals(folder).to_pylist()} if named else {}
     for r in _best(trials).values():
         said = {k: v for k, v in last.get(r["trial"], {}).items() if v is not None and any(k == n or k.startswith(f"{n}_") for n in named)}
         if said:
@@ -236,9 +212,9 @@ def imported(folder: Path) -> str | None:
     )
 
 
-def headline(folder: Path, over: str | None = None) -> str:
+def headline(f: Findings) -> str:
     """The conclusion in at most three lines."""
-    said = conclusion(find(Path(folder), over))
+    said = conclusion(f)
     return "\n".join(said if len(said) <= 3 else [" ".join(said[:-1]), said[-1]])
 
 
@@ -255,12 +231,15 @@ def _seeds(c: dict[str, np.ndarray], rung: float) -> tuple[np.ndarray, ...]:
 
 def _training(folder: Path, f: Findings) -> dict[str, dict[float, tuple]]:
     best = _best(f.trials)
-    rows = record.table(folder).select(["trial", "step", "loss"]).to_pylist() if best else []
+    if not best:
+        return {}
+    rows = record.table(folder).select(["trial", "step", "loss"])
+    rows = rows.filter(pc.and_(pc.is_in(rows["trial"], pa.array([r["trial"] for r in best.values()])), pc.is_valid(rows["loss"])))
     out: dict[str, dict] = {arm: {} for arm in f.transfers}
     for (arm, rung), r in best.items():
-        pairs = [(x["step"], x["loss"]) for x in rows if x["trial"] == r["trial"] and x["loss"] is not None]
-        if pairs:
-            out.setdefault(arm, {})[rung] = tuple(np.array(c, float) for c in zip(*pairs, strict=True))
+        mine = rows.filter(pc.equal(rows["trial"], r["trial"]))
+        if mine.num_rows:
+            out.setdefault(arm, {})[rung] = tuple(np.array(mine[c], float) for c in ("step", "loss"))
     return {arm: curves for arm, curves in out.items() if curves}
 
 
@@ -341,7 +320,8 @@ def _by_kind(f: Findings) -> list[tuple[Findings, str, str]]:
     out = []
     for kind in kinds:
         mine = {a for a, k in f.kinds.items() if k == kind}
-        own = {k: {a: v for a, v in getattr(f, k).items() if a in mine} for k in ("curves", "transfers", "points", "laws", "held")}
+        own = {k: {a: v for a, v in getattr(f, k).items() if a in mine} for k in ("curves", "transfers")}
+        own["laws"] = {a: v for a, v in f.laws.items() if f.law_kinds[a] == kind}
         out.append(
             (
                 f._replace(trials=[r for r in f.trials if r["arm"] in mine], **own),
@@ -362,21 +342,63 @@ def _losses(folder: Path, f: Findings) -> dict[str, tuple[Figure, str]]:
         shaded = "Bands: lowest and highest over seeds. " if max(t.seeds[1] for t in several.values()) > 1 else ""
         said += shaded + "Curves that leave the axes at the top are worse than the axis shows."
         out["loss_against_rate"] = figures.loss_against_rate(curves, several, rung, f.metric), said
-    if any(len(x) > 1 for x, _ in f.points.values()):
-        fitted = [f"{a}: exponent {h.law.exponent:.3f}, forecast off by {h.error:+.2%}" for a, h in f.held.items()]
-        told = f" Dashed: a power law fitted to all sizes but the largest; diamonds: its forecast there ({'; '.join(fitted)})."
-        said = "Best loss of each size against training FLOPs." + told * bool(fitted)
-        least = None if f.floor is None else f.floor[0]
-        said += " Dotted: the least loss that is possible on this world." * (least is not None)
-        out["loss_against_flops"] = figures.law(f.points, f.laws, f.held, f.metric, least), said
+    if law := _law(f):
+        out["loss_against_flops"] = law
     if curves := _training(folder, f):
         said = f"Training loss of the best trial of each {rung}; faint: as recorded, bold: running mean."
         out["training"] = figures.training(curves, rung), said
     return out
 
 
-def _bounds(name: str, pair: tuple[float, float] | None, scale: float = 1.0) -> dict[str, float | None]:
-    return {f"{name}_{side}": None if pair is None else scale * pair[i] for i, side in enumerate(("low", "high"))}
+def _of_compute(t: fit.Told) -> Fit | None:
+    """The law of compute of those that an arm has, the one to go by where there are two."""
+    return next((x for x in t.laws.fits if x.variables == ("flops",)), None) if t.laws else None
+
+
+def _law(f: Findings) -> tuple[Figure, str] | None:
+    """The best of each budget and the law of compute through them; none where no arm has two budgets."""
+    best = {arm: frontier(t.points) for arm, t in f.laws.items() if t.points is not None}
+    if not any(len(p.flops) > 1 for p in best.values()):
+        return None
+    bands, told = {}, []
+    for arm in best:
+        if (law := _of_compute(f.laws[arm])) is None:
+            continue
+        x = np.geomspace(best[arm].flops.min(), fit.BEYOND * best[arm].flops.max(), 60)
+        bands[arm] = x, law.loss(flops=x), *np.quantile(law.losses(flops=x), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+        held = next((h for h in f.laws[arm].laws.told if h.form == law.form), None)
+        foretold = f"foretold larger budgets to {held.error:.2%}, {held.splits} splits" if held else "no larger budget foretold"
+        low, high = _exponent(law, 0)
+        ends = (-np.inf if low is None else low, np.inf if high is None else high)
+        told.append(f"{arm}: {law.form} = {fit.formula(law)}, exponent{interval(ends, '.3g')}; {foretold}")
+    said = f"Best loss of each budget against training FLOPs. Line and band: law and {LEVEL:.0%} interval, dashed beyond the points. "
+    said = said * bool(told) or "Best loss of each budget against training FLOPs. "
+    said += "".join(f"{x}. " for x in told + _warned(f)) + "Dotted: the least loss that is possible on this world." * (f.floor is not None)
+    shown = {arm: (p.flops, p.loss) for arm, p in best.items()}
+    return figures.band(shown, bands, f.metric, None if f.floor is None else f.floor[0]), said.strip()
+
+
+def _exponent(law: Fit, i: int) -> tuple[float | None, float | None]:
+    """The interval of a law's exponent; an end at the bound of what is fitted is none."""
+    low, high = law.interval(1 + len(law.centre) + i)
+    return None if low < 1.01 * LEAST else low, None if high > 0.99 * MOST else high
+
+
+def _warned(f: Findings) -> list[str]:
+    """What laws are not, or why there is none, in the words of `lab fit`."""
+    return _grouped((arm, x) for arm, t in f.laws.items() for x in (fit.warnings(t.points) if t.laws else [f"no law: {t.refused}"]))
+
+
+def _grouped(said: Iterable[tuple[str, str]]) -> list[str]:
+    """'standard, mup: what is said of both'."""
+    arms: dict[str, list[str]] = {}
+    for arm, x in said:
+        arms.setdefault(x, []).append(arm)
+    return [f"{', '.join(a)}: {x}" for x, a in arms.items()]
+
+
+def _bounds(name: str, pair: tuple[float | None, float | None] | None, scale: float = 1.0) -> dict[str, float | None]:
+    return {f"{name}_{side}": None if pair is None or pair[i] is None else scale * pair[i] for i, side in enumerate(("low", "high"))}
 
 
 def tables(folder: Path, f: Findings) -> dict[str, list[dict[str, Any]]]:
@@ -403,9 +425,7 @@ def tables(folder: Path, f: Findings) -> dict[str, list[dict[str, Any]]]:
         for arm in points.arms(f.search):
             for key, (share, *bounds) in points.importance(f.search, arm).items():
                 out["importance"].append({"arm": arm, "key": key, "explains": share} | _bounds("explains", tuple(bounds)))
-    for arm, h in f.held.items():
-        row = {"arm": arm, "rungs_fitted": len(f.points[arm][0]) - 1} | h.law._asdict()
-        out["laws"].append(row | {"forecast": h.predicted, "measured": h.measured, "error_percent": 100 * h.error})
+    out["laws"] = [_row(arm, t, law) for arm, t in f.laws.items() if t.laws for law in t.laws.fits]
     for name, pop in f.study["populations"].items():
         if (folder / name / "timing.json").exists():
             card, times = record.read_json(folder / name / "card.json"), record.read_json(folder / name / "timing.json")
@@ -419,6 +439,19 @@ def tables(folder: Path, f: Findings) -> dict[str, list[dict[str, Any]]]:
     return {k: v for k, v in out.items() if v}
 
 
+def _row(arm: str, t: fit.Told, law: Fit) -> dict[str, Any]:
+    """A law in a row of its table: a floor without an interval is known."""
+    held = next((h for h in t.laws.told if h.form == law.form), None)
+    row = {"arm": arm, "law": law.form, "points": len(law.points.loss), "floor": law.value[0] if FORMS[law.form].floor else None}
+    row |= _bounds("floor", law.interval(0) if FORMS[law.form].floor and law.floor is None else None)
+    for v, name in fit.NAMES.items():
+        i = law.variables.index(v) if v in law.variables else None
+        row |= {f"scale_{name}": None if i is None else law.scales[i], f"exponent_{name}": None if i is None else law.exponents[i]}
+        row |= _bounds(f"exponent_{name}", None if i is None else _exponent(law, i))
+    row |= {"scatter_percent": 100 * law.sd, "foretold_percent": 100 * held.error if held else None}
+    return row | {"within_interval_percent": 100 * held.covered if held else None, "splits": held.splits if held else 0}
+
+
 # ---- the page
 
 
@@ -427,7 +460,7 @@ TITLES = {
     "importance": "Share of the ranks of the loss that a parabola in one hyperparameter explains",
     "transfer": "Transfer over the ladder",
     "optima": "Optima",
-    "laws": "Power laws, judged on the largest size",
+    "laws": "Laws of loss, judged on larger budgets than they were fitted to",
     "run_times": "Run times (seconds)",
     "judges": "What judges say of the best trial of each size",
     "trials": "All trials",
@@ -473,8 +506,11 @@ def _facts(folder: Path, f: Findings) -> dict[str, str]:
         "Evaluation": f"{f.metric}, on one fixed set of at most {config['eval']['examples']:,} held-out examples, times and noise",
         "Optimum": _method(f),
         "Drift": f"log2 best rate at the largest size minus that at the smallest; up to {STAYS:g} octaves counts as staying put",
-        "Law": "loss = floor + scale x FLOPs^-exponent, Huber loss on log residuals; with fewer than five sizes the floor is zero",
+        "Laws": "those of `lab fit`: of N parameters, D examples, C training FLOPs, by squares of log residuals; intervals from refits to the "
+        "law plus noise (docs/laws.md). " + ". ".join(_warned(f)),
     }
+    if notes := _grouped((arm, x) for arm, t in f.laws.items() for x in t.notes):
+        facts["Left out of laws"] = "; ".join(notes)
     if any("trunk" in p for p in s["populations"].values()):
         known = [(r["flops"], record.begun(s, s["trials"][r["trial"]]["population"])) for r in f.trials if r["flops"]]
         whole, spent = sum(flops for flops, _ in known), sum(flops * (1 - share) for flops, share in known)
@@ -505,7 +541,8 @@ def _limits(f: Findings) -> str:
         said.append(f"at most {max(epochs):.3g} epochs")
     if f.transfers:
         said.append(f"{max(len(t.rungs) for t in f.transfers.values())} size(s)")
-        said.append("a law from so few points is a first fit" if f.laws else "too few sizes to judge a law on one it has not seen")
+        if any(t.laws and not t.laws.told for t in f.laws.values()):
+            said.append("a law is provisional where there are too few budgets to hold a larger one out")
         if any(o.edge for t in f.transfers.values() for o in t.optima):
             said.append("some optima are at the edge of the rates tried, so their position is a bound")
     if any(r["state"] == "diverged" for r in f.trials):
@@ -546,10 +583,10 @@ def _write_table(path: Path, rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
-def report(folder: Path, out: Path | None = None, over: str | None = None) -> Path:
-    """Write report.html, figures (PNG and PDF) and tables (CSV) of a study to `out`, by default its own folder."""
+def report(folder: Path, out: Path | None = None, found: Findings | None = None) -> Path:
+    """Write report.html, figures (PNG and PDF) and tables (CSV) of a study, of what was found in it, to `out`, by default its own folder."""
     folder, out = Path(folder), Path(out or folder)
-    f = find(folder, over)
+    f = found or find(folder)
     made = tables(folder, f)
     try:
         for part in ("figures", "tables"):
@@ -559,6 +596,7 @@ def report(folder: Path, out: Path | None = None, over: str | None = None) -> Pa
             for name, (figure, said) in draw(folder, f).items():
                 pictures[name] = _png(figure), said
                 (out / "figures" / f"{name}.png").write_bytes(pictures[name][0])
+                figure.set_layout_engine("none")  # as the picture was laid out: that takes as long as drawing
                 figure.savefig(out / "figures" / f"{name}.pdf")
         for name, rows in made.items():
             _write_table(out / "tables" / f"{name}.csv", rows)

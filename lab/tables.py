@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lab import bring, ladder, record, report
+from lab import bring, ladder, record
 from lab.laws.optimum import optimum
 from lab.laws.points import ALIKE
 
@@ -35,7 +35,7 @@ def read(folder: Path) -> Folder:
     if bring.has(folder):
         return Folder(bring.read(folder)["metric"], None, {arm: Arm("", *told) for arm, told in bring.tables(folder).items()})
     study = record.read_study(folder)
-    metric, known = study["config"]["eval"]["metric"], report.floor(study)
+    metric, known = study["config"]["eval"]["metric"], ladder.floor(study)
     return Folder(metric, known and known[0], _arms(folder, study, metric))
 
 
@@ -95,7 +95,7 @@ def _arms(folder: Path, study: dict, metric: str) -> dict[str, Arm]:
         row |= {
             "convention": card["convention"],
             "device": card["device"],
-            "data": str(study["data"].get("fingerprint", study["data"]["origin"])),
+            "data": str(study["data"].get("fingerprint") or study["data"].get("origin") or study["config"]["data"]),
         }
         row |= {"precision": " ".join(map(str, card["precision"].values())), "at": tuple(ladder.value(study, i, k) for k in tuned)}
         cells[arm].setdefault(size, []).append(row)

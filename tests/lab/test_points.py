@@ -147,7 +147,7 @@ def test_the_report_of_a_search(halved, tmp_path):
     assert (tmp_path / "figures" / "search.png").stat().st_size > 5000
     first = (tmp_path / "tables" / "search.csv").read_text().splitlines()[1]
     assert first.endswith(",2,best")
-    assert "Halving stopped" in report.headline(halved)
+    assert "Halving stopped" in report.headline(report.find(halved))
     assert "loss_against_rate" not in page
 
 
@@ -219,4 +219,4 @@ def test_stopped_values_are_in_no_curve_of_a_ladder_and_hold_nothing_up(tmp_path
     assert len(rows) == len(stopped) == 16
     assert sum(r["flops"] for r in rows) == pytest.approx(4 * sum(planted.flops(w) for w in planted.WIDTHS) * 12 / 40)
     assert np.isnan([r["loss"] for r in rows]).all()
-    assert "Halving stopped 16 of 64 trials" in report.headline(folder)
+    assert "Halving stopped 16 of 64 trials" in report.headline(report.find(folder))

@@ -13,8 +13,9 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lab import ladder, record, report, transfer
+from lab import fit, ladder, record, report, transfer
 from lab.errors import UserError
+from lab.laws.solve import LEAST, MOST
 
 FIGURES = {"loss_against_rate", "drift", "loss_against_flops", "training", "samples"}
 TABLES = {"transfer", "optima", "laws", "run_times", "trials"}
@@ -50,22 +51,56 @@ def test_planted_drift_and_penalty_are_recovered(made):
     assert [t["stays_put"] for t in transfers.values()] == ["no", "yes"]
 
 
-def test_optima_and_law_are_recovered(made):
+def test_optima_and_laws_are_recovered(made):
     optima = {(r["arm"], int(r["width"])): r for r in rows(made[0], "optima")}
     assert len(optima) == 8
     for (arm, width), r in optima.items():
         at = -6.0 - np.log2(width / 32) * (arm == "standard")
         assert float(r["log2_lr"]) == pytest.approx(at, abs=0.05)
         assert float(r["loss"]) == pytest.approx(planted.best(width), rel=1e-3)
-    for r in rows(made[0], "laws"):
-        assert float(r["exponent"]) == pytest.approx(planted.EXPONENT, rel=0.01)
-        assert abs(float(r["error_percent"])) < 0.1
+    laws = {(r["arm"], r["law"]): r for r in rows(made[0], "laws")}
+    assert set(laws) == {(arm, law) for arm in ("standard", "mup") for law in ("L(C)", "L(C) without a floor")}
+    for arm in ("standard", "mup"):
+        r = laws[arm, "L(C) without a floor"]
+        assert float(r["exponent_C"]) == pytest.approx(planted.EXPONENT, rel=0.01)
+        assert float(r["foretold_percent"]) < 0.1
+
+
+def test_the_law_is_that_of_lab_fit(tmp_path, quick):
+    folder = planted.study(tmp_path, seeds=(0, 1, 2), noise=0.15)
+    page = report.report(folder).read_text()
+    told = fit.read(folder)
+    text = fit.text(folder, told)
+    made = rows(folder, "laws")
+    assert [(r["arm"], r["law"]) for r in made] == [(a, x.form) for a, t in told.arms.items() for x in t.laws.fits]
+    for r in made:
+        law = next(x for x in told.arms[r["arm"]].laws.fits if x.form == r["law"])
+        low, high = law.interval(2)
+        assert float(r["exponent_C"]) == law.exponents[0]
+        assert (float(r["exponent_C_low"] or LEAST), float(r["exponent_C_high"] or MOST)) == pytest.approx((low, high), rel=0.01)
+    for t in told.arms.values():
+        said = f"{t.laws.fits[0].form} = {fit.formula(t.laws.fits[0])}"
+        assert said in text
+        assert said in page
+    (warning,) = {
+        x for t in told.arms.values() for x in fit.warnings(t.points) if x.startswith("NO LAW OF COMPUTE")
+    }  # sizes of one horizon
+    assert warning in text
+    assert page.count(f"mup, standard: {warning}") == 2  # under the figure and among what was done
+
+
+def test_a_study_without_a_law_says_why(tmp_path, quick):
+    page = report.report(planted.study(tmp_path, widths=(32, 64))).read_text()
+    (why,) = {t.refused for t in fit.read(tmp_path).arms.values()}
+    assert page.count(f"mup, standard: no law: {why}") == 2
+    assert (tmp_path / "figures" / "loss_against_flops.png").exists()  # of points alone
+    assert not (tmp_path / "tables" / "laws.csv").exists()
 
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_the_conclusion_flips_with_the_truth(tmp_path, flip):
     drift = {"standard": 0.0, "mup": -3.0} if flip else {"standard": -3.0, "mup": 0.0}
-    said = report.headline(planted.study(tmp_path, drift)).splitlines()
+    said = report.headline(report.find(planted.study(tmp_path, drift))).splitlines()
     assert len(said) == 3
     for line, arm in zip(said, ("standard", "mup"), strict=False):
         moves = drift[arm] != 0
@@ -92,7 +127,7 @@ def test_the_page_is_whole_and_stands_alone(made):
     assert "<script" not in text
     assert len(re.findall(r'src="data:image/png;base64,', text)) == len(re.findall("src=", text)) == len(FIGURES)
     assert "Planted: &lt;yes&gt; &amp; no." in text
-    for line in report.headline(folder).splitlines():
+    for line in report.headline(report.find(folder)).splitlines():
         assert line in text
     for fact in ("20.25", "1 x cpu", "2 x multiply-adds of every dot", "500 training and 64 held-out", "def get_config", "1 seed(s)"):
         assert fact in text, fact
@@ -119,7 +154,7 @@ def test_two_seeds_give_a_wider_interval_than_five(tmp_path):
         (t,) = report.find(planted.study(tmp_path / str(n), {"mup": 0.0}, seeds=range(n), noise=0.2)).transfers.values()
         widths.append(np.ptp(t.drift_interval))
     assert widths[0] > 1.3 * widths[1]
-    assert report.headline(tmp_path / "2").endswith("2 seeds.")
+    assert report.headline(report.find(tmp_path / "2")).endswith("2 seeds.")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +166,7 @@ def test_two_seeds_give_a_wider_interval_than_five(tmp_path):
     ],
 )
 def test_an_optimum_at_the_edge_makes_drift_a_bound(tmp_path, exponents, drift, answer, bound, said):
-    (line, _) = report.headline(planted.study(tmp_path, {"mup": drift}, exponents=exponents)).splitlines()
+    (line, _) = report.headline(report.find(planted.study(tmp_path, {"mup": drift}, exponents=exponents))).splitlines()
     assert line.startswith(f"mup: {answer}")
     assert said in line
     assert report.tables(tmp_path, report.find(tmp_path))["transfer"][0]["bound"] == bound
@@ -140,12 +175,12 @@ def test_an_optimum_at_the_edge_makes_drift_a_bound(tmp_path, exponents, drift, 
 def test_a_widest_rung_that_diverges_everywhere_is_undecided(tmp_path, quick):
     folder = planted.study(tmp_path, {"mup": 0.0}, diverged={("mup", 256, k) for k in range(-11, -3)})
     report.report(folder)
-    assert report.headline(folder).startswith("mup: undecided, every trial at width 256 diverged.")
+    assert report.headline(report.find(folder)).startswith("mup: undecided, every trial at width 256 diverged.")
 
 
 def test_using_the_narrowest_rate_where_it_diverges_is_said(tmp_path):
     folder = planted.study(tmp_path, {"standard": -3.0}, diverged={("standard", 256, k) for k in (-7, -6, -5, -4)})
-    assert "the rate that is best at 32 diverges." in report.headline(folder)
+    assert "the rate that is best at 32 diverges." in report.headline(report.find(folder))
 
 
 @pytest.mark.parametrize(
@@ -165,7 +200,7 @@ def test_using_the_narrowest_rate_where_it_diverges_is_said(tmp_path):
 def test_an_incomplete_study_is_reported_without_a_crash(tmp_path, quick, changes, said):
     folder = planted.study(tmp_path, **changes)
     page = report.report(folder)
-    text = report.headline(folder)
+    text = report.headline(report.find(folder))
     assert re.search(said, text, re.DOTALL), text
     assert len(text.splitlines()) <= 3
     assert len(rows(folder, "trials")) == len(record.read_study(folder)["trials"])
@@ -179,14 +214,14 @@ def test_a_size_counts_once_a_seed_has_reached_it(tmp_path):
     w = record.Writer(folder / "width256")
     study = record.read_study(folder)["trials"]
     mine = [(i, t) for i, t in study.items() if t["point"]["model.width"] == 256 and t["seed"] == 1]
-    last = {"seed": 1, "step": 40, "attempt": 1, "flops": 6.4e10, "diverged": False, "eval_loss": 0.7}
+    last = {"seed": 1, "step": 40, "examples": 640, "epochs": 1.28, "attempt": 1, "flops": 6.4e10, "diverged": False, "eval_loss": 0.7}
     w.append([{"trial": i, "arm": t["arm"]} | last for i, t in mine])
     w.close()
-    text = report.headline(folder)
+    text = report.headline(report.find(folder))
     assert "from width 32 to 256" in text
     assert "1 to 3 seeds a size. Unfinished: 32 of 192" in text
     (folder / "width256" / "rows-0001.jsonl").write_text("")  # no seed has reached it
-    assert "from width 32 to 128" in report.headline(folder)
+    assert "from width 32 to 128" in report.headline(report.find(folder))
 
 
 def test_a_second_swept_setting_makes_arms_and_no_averages(tmp_path):
@@ -249,7 +284,7 @@ def test_it_runs_where_jax_is_not_installed(tmp_path):
 import sys
 sys.modules["jax"] = None
 from lab import record, report
-from lab.laws import power, transfer
+from lab.laws import forecast, transfer
 report.report({str(folder)!r})
 assert not [m for m in sys.modules if m.split(".")[0] in ("jaxlib", "flax", "optax", "orbax", "grain")]
 """
@@ -273,13 +308,13 @@ def test_the_least_loss_of_a_world_is_told(tmp_path, objective, told):
     about["config"]["objective"] = objective
     about["data"]["best_loss"] = {"uniform": {"conditional": 0.3, "marginal": 0.5, "error": 0.01}}
     record.write_json(folder / "study.json", about)
-    said = report.headline(folder)
+    said = report.headline(report.find(folder))
     assert (f"Least possible eval_loss on this world: {told:.4f} +-0.0100." in said) if told else ("Least possible" not in said)
 
 
 def test_arms_are_compared_at_the_largest_size_and_wandering_optima_are_told(tmp_path):
     folder = planted.study(tmp_path, {"standard": -3.0, "mup": 0.0})
-    said = report.headline(folder)
+    said = report.headline(report.find(folder))
     assert "Best eval_loss at width 256, each at its own best rate: " in said
     assert all(f"{arm} {planted.best(256):.4f}" in said for arm in ("mup", "standard"))
     assert "spread over" not in said
@@ -312,7 +347,7 @@ def test_what_judges_say_of_the_best_trials_is_shown(tmp_path, quick):
     assert (folder / "figures" / "judge_oracle.png").exists()
     share = 1.0 - float(next(r["loss"] for r in told if r["arm"] == "mup" and r["width"] == "256")) / 4
     said = f"oracle of mup at width 256: {share:.3f} (90% interval {share - 0.05:.3f} to {share + 0.05:.3f}); chance 0.100."
-    assert said in report.headline(folder)
+    assert said in report.headline(report.find(folder))
     assert "oracle, best trial of each size" in (folder / "report.html").read_text()
 
 

@@ -13,7 +13,8 @@ from lab.data.loader import Loader, open_source
 from lab.data.teacher import Source
 from lab.data.world import DENSITIES, TIMES
 from lab.errors import UserError
-from lab.laws import power
+from lab.laws import fits
+from lab.laws.points import points
 from lab.objectives import flow
 
 OPTIONS = dict(size=4, channels=1, classes=12, exponent=0.7, noise=0.2)
@@ -82,8 +83,8 @@ def test_loss_over_uniform_times_is_the_planted_law_and_a_fit_finds_it(exponent,
     np.testing.assert_allclose(losses, law["floor"] + law["scale"] * (k + 1.0) ** -exponent, rtol=1e-4)
     assert losses[-1] == pytest.approx(s.info["best_loss"]["uniform"]["conditional"])
     exact = law["floor"] + law["scale"] * (k + 1.0) ** -exponent
-    found = power.fit(k + 1.0, exact)
-    np.testing.assert_allclose((found.floor, found.scale, found.exponent), (law["floor"], law["scale"], exponent), rtol=1e-3)
+    found = fits.fit(points({"flops": k + 1.0, "loss": exact}), "L(C)", draws=2)
+    np.testing.assert_allclose((found.value[0], *found.scales, *found.exponents), (law["floor"], law["scale"], exponent), rtol=1e-3)
 
 
 def test_best_loss_with_labels_over_uniform_times_is_half_pi_sigma():
