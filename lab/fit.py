@@ -104,7 +104,7 @@ def text(folder: Path, told: Study, profiles: bool = False) -> str:
             continue
         said += [f"  {warning}" for warning in warnings(t.points)]
         for f in t.laws.fits:
-            said += [f"  {line}" for line in _law(f)] + [f"  {_profiles(f)}"] * profiles
+            said += [f"  {line}" for line in _law(f)] + ([f"  {_profiles(f)}"] if profiles else [])
         first = t.laws.fits[0]
         if told.floor is not None and first.floor is not None:
             times = cost_of_floor(first.points, first.form, told.floor)

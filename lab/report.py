@@ -231,9 +231,10 @@ def _seeds(c: dict[str, np.ndarray], rung: float) -> tuple[np.ndarray, ...]:
 
 def _training(folder: Path, f: Findings) -> dict[str, dict[float, tuple]]:
     best = _best(f.trials)
-    if not best:
+    rows = record.table(folder) if best else pa.table({})
+    if "loss" not in rows.column_names:
         return {}
-    rows = record.table(folder).select(["trial", "step", "loss"])
+    rows = rows.select(["trial", "step", "loss"])
     rows = rows.filter(pc.and_(pc.is_in(rows["trial"], pa.array([r["trial"] for r in best.values()])), pc.is_valid(rows["loss"])))
     out: dict[str, dict] = {arm: {} for arm in f.transfers}
     for (arm, rung), r in best.items():
@@ -350,32 +351,28 @@ def _losses(folder: Path, f: Findings) -> dict[str, tuple[Figure, str]]:
     return out
 
 
-def _of_compute(t: fit.Told) -> Fit | None:
-    """The law of compute of those that an arm has, the one to go by where there are two."""
-    return next((x for x in t.laws.fits if x.variables == ("flops",)), None) if t.laws else None
-
-
 def _law(f: Findings) -> tuple[Figure, str] | None:
     """The best of each budget and the law of compute through them; none where no arm has two budgets."""
     best = {arm: frontier(t.points) for arm, t in f.laws.items() if t.points is not None}
     if not any(len(p.flops) > 1 for p in best.values()):
         return None
-    bands, told = {}, []
-    for arm in best:
-        if (law := _of_compute(f.laws[arm])) is None:
+    bands, told, least = {}, [], None if f.floor is None else f.floor[0]
+    for arm, p in best.items():
+        laws = f.laws[arm].laws
+        law = next((x for x in laws.fits if x.variables == ("flops",)), None) if laws else None  # that to go by is the first
+        if law is None:
             continue
-        x = np.geomspace(best[arm].flops.min(), fit.BEYOND * best[arm].flops.max(), 60)
+        x = np.geomspace(p.flops.min(), fit.BEYOND * p.flops.max(), 60)
         bands[arm] = x, law.loss(flops=x), *np.quantile(law.losses(flops=x), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-        held = next((h for h in f.laws[arm].laws.told if h.form == law.form), None)
-        foretold = f"foretold larger budgets to {held.error:.2%}, {held.splits} splits" if held else "no larger budget foretold"
+        held = next((h for h in laws.told if h.form == law.form), None)
         low, high = _exponent(law, 0)
         ends = (-np.inf if low is None else low, np.inf if high is None else high)
-        told.append(f"{arm}: {law.form} = {fit.formula(law)}, exponent{interval(ends, '.3g')}; {foretold}")
-    said = f"Best loss of each budget against training FLOPs. Line and band: law and {LEVEL:.0%} interval, dashed beyond the points. "
-    said = said * bool(told) or "Best loss of each budget against training FLOPs. "
-    said += "".join(f"{x}. " for x in told + _warned(f)) + "Dotted: the least loss that is possible on this world." * (f.floor is not None)
-    shown = {arm: (p.flops, p.loss) for arm, p in best.items()}
-    return figures.band(shown, bands, f.metric, None if f.floor is None else f.floor[0]), said.strip()
+        said = f"{arm}: {law.form} = {fit.formula(law)}, exponent{interval(ends, '.3g')}; "
+        told.append(said + (f"it foretold larger budgets to {held.error:.2%}" if held else "it could be held against no larger budget"))
+    said = ["Best loss of each budget against training FLOPs"]
+    said += [f"Line and band: law and {LEVEL:.0%} interval, dashed beyond the points"] * bool(told) + told + _warned(f)
+    said += ["Dotted: the least loss that is possible on this world"] * (least is not None)
+    return figures.band({arm: (p.flops, p.loss) for arm, p in best.items()}, bands, f.metric, least), ". ".join(said) + "."
 
 
 def _exponent(law: Fit, i: int) -> tuple[float | None, float | None]:
@@ -507,10 +504,10 @@ def _facts(folder: Path, f: Findings) -> dict[str, str]:
         "Optimum": _method(f),
         "Drift": f"log2 best rate at the largest size minus that at the smallest; up to {STAYS:g} octaves counts as staying put",
         "Laws": "those of `lab fit`: of N parameters, D examples, C training FLOPs, by squares of log residuals; intervals from refits to the "
-        "law plus noise (docs/laws.md). " + ". ".join(_warned(f)),
+        "law plus noise (docs/laws.md)" + "".join(f". {x}" for x in _warned(f)),
     }
     if notes := _grouped((arm, x) for arm, t in f.laws.items() for x in t.notes):
-        facts["Left out of laws"] = "; ".join(notes)
+        facts["Notes on laws"] = "; ".join(notes)
     if any("trunk" in p for p in s["populations"].values()):
         known = [(r["flops"], record.begun(s, s["trials"][r["trial"]]["population"])) for r in f.trials if r["flops"]]
         whole, spent = sum(flops for flops, _ in known), sum(flops * (1 - share) for flops, share in known)
