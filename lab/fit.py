@@ -11,9 +11,10 @@ import scipy
 from lab import figures, tables
 from lab.errors import UserError, unknown
 from lab.files import write_json
-from lab.laws import allocation
+from lab.laws import allocation, epochs
 from lab.laws.fits import FORMS, LEVEL, Fit, cost_of_floor, profile, span
 from lab.laws.forecast import Laws, forecast, laws
+from lab.laws.joint import ALIKE
 from lab.laws.points import Points, points
 from lab.laws.solve import LEAST, MOST
 
@@ -113,6 +114,7 @@ def text(folder: Path, told: Study, profiles: bool = False) -> str:
             )
         if t.laws.sizes:
             said += _allocation(t.laws.sizes)
+        said += _repeats(t.points, told.floor)
         for h in t.laws.told:
             said.append(
                 f"  held out: {h.form} foretold larger budgets to {h.error:.2%} (root mean square), {h.covered:.0%} of them within its 90% interval; {h.splits} splits"
@@ -144,6 +146,25 @@ def _allocation(f: Fit) -> list[str]:
     return [
         *said,
         f"  and as C^{iso.slope:.3f} (90% interval {_span(iso.interval(), '.3f')}) by isoFLOP profiles of {len(iso.flops)} budgets, freed of biases of {off} in N",
+    ]
+
+
+def _repeats(p: Points, floor: float | None) -> list[str]:
+    """What repeated examples are worth, where enough sizes and horizons repeat them."""
+    try:
+        found = epochs.fit(p, floor)
+    except UserError:
+        return []
+    often, bounds = found.worn()
+    told = (
+        f"{often:.3g} times the distinct examples at most, all together ({LEVEL:.0%} interval {_span(bounds, '.3g')})"
+        if np.isfinite(often)
+        else f"as much as new ones ({LEVEL:.0%} interval from {bounds[0]:.3g} times the distinct examples)"
+    )
+    e, a, b = found.value[[0, 3, 4]]
+    refuted = "do not count as new" if found.p < ALIKE else "may count as new"
+    return [
+        f"  repeated examples {refuted} (p = {found.p:.2g}): by E + A N^-a + B D'^-b (arXiv 2305.16264) they are worth {told}; E {e:.4g}, a {a:.3g}, b {b:.3g}, points lie {found.sd:.2%} from it"
     ]
 
 
