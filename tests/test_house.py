@@ -268,6 +268,9 @@ def build(config):
             {"image": np.zeros((side, side, 1), np.uint8), "label": np.int32(0)},
             {"image": side, "channels": 1, "classes": classes},
         )
+        if "tokens" in config["data"].get("extras", ()):
+            item["tokens"] = np.zeros(side * side, np.int32)
+            dims |= {"side": side, "tokens": side * side, "vocabulary": config["data"]["levels"]}
     else:
         source = open_source(dict(config["data"]), "eval", "")
         item, dims = source[0], source.dims
