@@ -10,9 +10,9 @@ from scipy.stats import norm
 
 from lab import axes, parametrization
 from lab.errors import UserError
+from lab.ladder import floor
 from lab.objectives import times
 from lab.objectives.flow import Objective
-from lab.ladder import floor
 
 MU, S = 0.15, 0.12  # far enough inside [-1, 1] that clipping the samples never acts
 SHAPE = (4, 4, 1)
