@@ -82,6 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     law.add_argument("--out", default="law.png", help="figure to write (default: law.png)")
     law.add_argument("--points", metavar="FILE", help="write the points used and what was left out, as .csv or .json")
     law.add_argument("--profile", action="store_true", help="print intervals by profile likelihood beside the bootstrap's")
+    law.add_argument(
+        "--rate", action="store_true", help="fit all trials with the learning rate as a variable, too: its drift, and the law at its best"
+    )
     law.add_argument("--methods", action="store_true", help="print a paragraph for a paper's section of methods")
     ahead = command("forecast", _forecast, "loss, best size and data of a budget or the loss of a given run, with intervals", "study", RUNS)
     ahead.add_argument("--flops", type=float, help="training FLOPs of the run, such as 1e20")
@@ -422,6 +425,8 @@ def _fit(args: argparse.Namespace) -> None:
     print(fit.text(Path(args.study), told, args.profile))
     if any(t.laws for t in told.arms.values()):
         print(f"figure: {fit.figure(told, Path(args.out))}")
+    if args.rate:
+        print(f"\n{fit.rates_text(Path(args.study), args.arm)}")
     for s in scores:
         print(f"\n{skills.text(s)}")
         if s.laws:

@@ -11,10 +11,9 @@ import scipy
 from lab import figures, tables
 from lab.errors import UserError, unknown
 from lab.files import write_json
-from lab.laws import allocation, epochs
+from lab.laws import allocation, epochs, rates
 from lab.laws.fits import FORMS, LEVEL, Fit, cost_of_floor, profile, span
 from lab.laws.forecast import Laws, forecast, laws
-from lab.laws.joint import ALIKE
 from lab.laws.points import Points, points
 from lab.laws.solve import LEAST, MOST
 
@@ -95,6 +94,21 @@ def _profiles(f: Fit) -> str:
     return f"  by profile likelihood: {'; '.join(said)}" + ("; seeds' own levels are no part of these" if f.points.offset else "")
 
 
+def _repeats(f: epochs.Repeats, plain: float) -> Iterator[str]:
+    """The law of N, D and U; `plain` is what L(N, D) leaves of a point."""
+    (a, b), (p, q) = f.scales, f.value[3:5]
+    yield f"{epochs.FORM} = {f.value[0]:.4g} + {a:.4g} N^-{p:.3g} + {b:.4g} D'^-{q:.3g}, D' = U + U R* (1 - exp(-(D / U - 1) / R*)), R* = {f.repeats:.3g}"
+    low, high = f.interval(5)
+    said = f"R* {low:.3g} to {'unbounded' if np.isinf(high) else f'{high:.3g}'}; exponent of N {_exponent(f.interval(3))}; exponent of D' {_exponent(f.interval(4))}"
+    yield f"  {LEVEL:.0%} intervals: {said}; points lie {f.sd:.2%} from it, and {plain:.2%} from L(N, D)"
+    most = float((f.points.examples / f.points.unique).max())
+    spent = epochs.effective(most, 1.0, f.draws[:, 5]) / most
+    if f.less:
+        yield f"  repeats count less than new examples (p = {f.chance:.2g}): examples seen {most:.3g} times are worth {_span(span(spent), '.0%')} of as many new ones, so L(N, D) is not to go by"
+    else:
+        yield f"  repeats are not told from new examples (p = {f.chance:.2g})"
+
+
 def text(folder: Path, told: Study, profiles: bool = False) -> str:
     """What `lab fit` prints; with `profiles` intervals by profile likelihood too."""
     said = [f"Laws of {told.metric}: N parameters, D examples, C training FLOPs. {folder}"]
@@ -103,9 +117,12 @@ def text(folder: Path, told: Study, profiles: bool = False) -> str:
         if t.laws is None:
             said += [f"  no law: {t.refused}", *_notes(t)]
             continue
-        said += [f"  {warning}" for warning in warnings(t.points)]
+        of_repeats = None if epochs.refused(t.points, told.floor) else epochs.fit(t.points, told.floor)
+        said += [f"  {warning}" for warning in warnings(t.points, of_repeats is not None)]
         for f in t.laws.fits:
             said += [f"  {line}" for line in _law(f)] + ([f"  {_profiles(f)}"] if profiles else [])
+        if of_repeats is not None:
+            said += [f"  {line}" for line in _repeats(of_repeats, t.laws.sizes.sd)]
         first = t.laws.fits[0]
         if told.floor is not None and first.floor is not None:
             times = cost_of_floor(first.points, first.form, told.floor)
@@ -114,7 +131,6 @@ def text(folder: Path, told: Study, profiles: bool = False) -> str:
             )
         if t.laws.sizes:
             said += _allocation(t.laws.sizes)
-        said += _repeats(t.points, told.floor)
         for h in t.laws.told:
             said.append(
                 f"  held out: {h.form} foretold larger budgets to {h.error:.2%} (root mean square), {h.covered:.0%} of them within its 90% interval; {h.splits} splits"
@@ -128,6 +144,50 @@ def text(folder: Path, told: Study, profiles: bool = False) -> str:
     counted = sorted({t.points.convention for t in told.arms.values() if t.points is not None})
     said += [f"FLOPs: {how}" for how in counted]
     return "\n".join(said)
+
+
+def rates_text(folder: Path, only: str = "") -> str:
+    """What `lab fit --rate` prints besides: of every arm, or of the one named, the law of N, D and the learning rate through all its trials.
+
+    Raises:
+      UserError: an arm that is not there; runs of others; another hyperparameter that was swept.
+    """
+    found = tables.trials(folder)
+    if only and only not in found.arms:
+        raise unknown("--arm", only, found.arms)
+    said = [f"Law of {found.metric} and the learning rate, through all trials: N parameters, D examples"]
+    for name, arm in found.arms.items():
+        if only not in ("", name):
+            continue
+        notes = arm.notes
+        try:
+            if not arm.table["loss"]:
+                raise UserError("no trial is finished")
+            p = points(arm.table)
+            notes = (*notes, *(f"left out: {why}" for why in p.left_out))
+            told = list(_rates(rates.fit(p, found.floor)))
+        except UserError as e:
+            told = [f"no law: {e}"]
+        said += ["", name, *(f"  {line}" for line in (*told, *notes))]
+    return "\n".join(said)
+
+
+def _rates(f: rates.Rates) -> Iterator[str]:
+    (a, b), v, (n, d) = f.scales, f.value, np.exp(f.centre)
+    yield f"L(N, D) at the best rate = {v[0]:.4g} + {a:.4g} N^-{v[3]:.3g} + {b:.4g} D^-{v[4]:.3g}"
+    floor = f"floor {f.floor:.4g}, known" if f.floor is not None else f"floor {_span(f.interval(0))}"
+    said = f"{floor}; exponent of N {_exponent(f.interval(3))}; exponent of D {_exponent(f.interval(4))}"
+    yield f"  {LEVEL:.0%} intervals: {said}; points lie {f.sd:.2%} from it, and {f.shared:.2%} all those of a size and horizon; {len(f.points.loss)} of them at {len(np.unique(f.points.rate))} rates"
+    at, (low, high) = f.best(n, d)
+    drifts = [np.log(2) * f.value[i] for i in (rates.BY_N, rates.BY_D)]
+    spans = [_span(span(np.log(2) * f.draws[:, i]), "+.3f") for i in (rates.BY_N, rates.BY_D)]
+    yield f"  best learning rate {2**at:.3g} ({2**low:.3g} to {2**high:.3g}) at N {n:.3g}, D {d:.3g}; it goes as N^{drifts[0]:+.3f} ({spans[0]}) D^{drifts[1]:+.3f} ({spans[1]})"
+    yield f"  twice or half of it costs {np.expm1(v[rates.BENT]):.2%} in loss ({_span(tuple(np.expm1(f.interval(rates.BENT))), '.2%')})"
+    odd = np.log2(f.points.rate)
+    size = np.concatenate([np.ones((1, len(odd))), np.log([f.points.params, f.points.examples]) - f.centre[:, None]])
+    outside = np.mean((best := v[rates.BEST :] @ size) < odd.min()) + np.mean(best > odd.max())
+    if outside:
+        yield f"  of {outside:.0%} of the trials the best rate lies outside of all that were tried"
 
 
 def _allocation(f: Fit) -> list[str]:
@@ -149,34 +209,15 @@ def _allocation(f: Fit) -> list[str]:
     ]
 
 
-def _repeats(p: Points, floor: float | None) -> list[str]:
-    """What repeated examples are worth, where enough sizes and horizons repeat them."""
-    try:
-        found = epochs.fit(p, floor)
-    except UserError:
-        return []
-    often, bounds = found.worn()
-    told = (
-        f"{often:.3g} times the distinct examples at most, all together ({LEVEL:.0%} interval {_span(bounds, '.3g')})"
-        if np.isfinite(often)
-        else f"as much as new ones ({LEVEL:.0%} interval from {bounds[0]:.3g} times the distinct examples)"
-    )
-    e, a, b = found.value[[0, 3, 4]]
-    refuted = "do not count as new" if found.p < ALIKE else "may count as new"
-    return [
-        f"  repeated examples {refuted} (p = {found.p:.2g}): by E + A N^-a + B D'^-b (arXiv 2305.16264) they are worth {told}; E {e:.4g}, a {a:.3g}, b {b:.3g}, points lie {found.sd:.2%} from it"
-    ]
-
-
-def warnings(p: Points) -> list[str]:
-    """What a law of these points is not: one of compute where all sizes have one horizon, one of repeats where examples repeat."""
+def warnings(p: Points, repeats: bool = False) -> list[str]:
+    """What a law of these points is not: one of compute where all sizes have one horizon, one of repeats where examples repeat but for L(N, D, U), if told."""
     said = []
     if np.isfinite(p.examples).all() and len(np.unique(p.examples)) == 1 and len(np.unique(p.params)) > 1:
         said.append(
             f"NO LAW OF COMPUTE: all sizes saw the same {p.examples[0]:,.0f} examples, so L(C) is of sizes at one horizon; with more FLOPs a run would see more, and its loss fall otherwise"
         )
     if (often := np.nanmax(p.examples / p.unique, initial=1.0)) > 1:
-        said.append(f"note: examples repeat up to {often:.3g} times, and count as if new")
+        said.append(f"note: examples repeat up to {often:.3g} times, and count as if new{' but in L(N, D, U)' if repeats else ''}")
     return said
 
 

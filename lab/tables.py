@@ -6,10 +6,12 @@ from typing import NamedTuple
 import numpy as np
 
 from lab import bring, ladder, record
+from lab.errors import UserError
 from lab.laws.optimum import optimum
 from lab.laws.points import ALIKE
 
 TUNED, SIZES = ("optim.",), ("model.", "train.")  # swept numbers that are tuned at every size, and those that make sizes and horizons
+RATE = "optim.lr"
 COLUMNS = ("flops", "params", "examples", "loss", "seed", *ALIKE, "seconds", "unique")
 
 
@@ -39,6 +41,22 @@ def read(folder: Path) -> Folder:
     return Folder(metric, known and known[0], _arms(folder, study, metric))
 
 
+def trials(folder: Path) -> Folder:
+    """Tables of every arm with all finished trials of a study and a column of their learning rate, whatever their grid; those that diverged have no loss.
+
+    Raises:
+      UserError: runs of others, which tell no learning rate, or another hyperparameter that was swept beside it.
+    """
+    folder = Path(folder)
+    if bring.has(folder):
+        raise UserError("--rate reads the trials of a study, and these are runs of others, whose columns tell no learning rate")
+    study = record.read_study(folder)
+    if more := [k for k, n in ladder.numbers(study).items() if k.startswith(TUNED) and n > 1 and k != RATE]:
+        raise UserError(f"--rate fits one law of {RATE}, and {', '.join(more)} was swept beside it")
+    metric, known = study["config"]["eval"]["metric"], ladder.floor(study)
+    return Folder(metric, known and known[0], _arms(folder, study, metric, all_rates=True))
+
+
 def seconds(folder: Path, study: dict) -> dict[str, float]:
     """Trial -> device-seconds of its training: what its populations took for their steps, times devices, shared out among their trials.
 
@@ -62,7 +80,8 @@ def seconds(folder: Path, study: dict) -> dict[str, float]:
     return {i: v for i, v in out.items() if i not in gone}
 
 
-def _arms(folder: Path, study: dict, metric: str) -> dict[str, Arm]:
+def _arms(folder: Path, study: dict, metric: str, all_rates: bool = False) -> dict[str, Arm]:
+    """Arms at the best hyperparameters of every size and horizon, or with `all_rates` all finished trials and their learning rates."""
     numbers = ladder.numbers(study)
     tuned = tuple(k for k in numbers if k.startswith(TUNED))
     sizes = tuple(k for k in numbers if k.startswith(SIZES))
@@ -75,7 +94,7 @@ def _arms(folder: Path, study: dict, metric: str) -> dict[str, Arm]:
     lost = dict.fromkeys(cells, 0)
     for i, t in study["trials"].items():
         arm, size, seed = where[i]
-        if where[i] in cut:
+        if i not in ends if all_rates else where[i] in cut:
             lost[arm] += 1
             continue
         if states[i] == "stopped":  # by halving, as it was not among the best
@@ -98,19 +117,22 @@ def _arms(folder: Path, study: dict, metric: str) -> dict[str, Arm]:
             "data": str(study["data"].get("fingerprint") or study["data"].get("origin") or study["config"]["data"]),
         }
         row |= {"precision": " ".join(map(str, card["precision"].values())), "at": tuple(ladder.value(study, i, k) for k in tuned)}
+        if all_rates:
+            row["rate"] = ladder.value(study, i, RATE)
         cells[arm].setdefault(size, []).append(row)
     own = study["config"].get("objective", {}).get("name", "")
     kinds = {named[i]: t["point"].get("objective.name", own) for i, t in study["trials"].items()}
     out = {}
     for arm, mine in cells.items():
-        rows, notes = [], [f"left out: {lost[arm]} trials of seeds not all of whose trials at a size are finished"] if lost[arm] else []
+        why = "that are not finished" if all_rates else "of seeds not all of whose trials at a size are finished"
+        rows, notes = [], [f"left out: {lost[arm]} trials {why}"] if lost[arm] else []
         for trials in mine.values():
-            kept, odd = _best(trials)
+            kept, odd = (trials, "") if all_rates else _best(trials)
             rows += kept
             if odd:
                 size = f"{trials[0]['params']:,} parameters, {trials[0]['examples']:,} examples"
                 notes.append(f"{'note' if kept else 'left out'}: {size}: {odd}")
-        table = {k: [r[k] for r in rows] for k in COLUMNS}
+        table = {k: [r[k] for r in rows] for k in (*COLUMNS, *["rate"] * all_rates)}
         out[arm] = Arm(kinds[arm], table, tuple(notes))
     return out
 

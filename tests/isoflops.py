@@ -24,6 +24,8 @@ def study(
     missing=(),
     law=LAW,
     draw=0,
+    data=np.inf,
+    repeats=np.inf,
 ):
     """Write a study of isoFLOP profiles; `arms` are names, and how many times fewer FLOPs than it did each is told it took for its loss.
 
@@ -54,8 +56,18 @@ def study(
                         gone += [trial] * dead
                         mine.append(trial)
                         examples = BATCH * steps
-                        loss = float(law(params=params, examples=examples) * level * (1 + CURVE * (k - best) ** 2))
-                        row = {"trial": trial, "arm": arm, "seed": seed, "attempt": 1, "wall": 1.0, "epochs": 1.0, "diverged": dead}
+                        unique = min(examples, data)
+                        worth = examples if np.isinf(repeats) else unique * (1 + repeats * -np.expm1(-(examples / unique - 1) / repeats))
+                        loss = float(law(params=params, examples=worth) * level * (1 + CURVE * (k - best) ** 2))
+                        row = {
+                            "trial": trial,
+                            "arm": arm,
+                            "seed": seed,
+                            "attempt": 1,
+                            "wall": 1.0,
+                            "epochs": examples / unique,
+                            "diverged": dead,
+                        }
                         row |= {"flops": 6.0 * params * examples / saved, "examples": examples, "step": steps}
                         rows += [
                             row | {"step": 0, "eval_loss": 2.0, "flops": 0.0, "examples": 0},

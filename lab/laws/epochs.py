@@ -1,113 +1,160 @@
-"""Loss where examples repeat: L(N, D') = E + A N^-a + B D'^-b, with D' what D examples of U distinct ones are worth (Muennighoff et al., arXiv 2305.16264).
+"""L(N, D, U): the law of N and D where examples repeat, and how soon repeats stop counting (Muennighoff et al., arXiv 2305.16264).
 
-    D' = U + U R (1 - exp(-(D / U - 1) / R))      for D > U, else D
+    loss = E + A N^-a + B D'^-b,  D' = U + U R* (1 - exp(-(D / U - 1) / R*))
 
-so a repeated example is worth as much as a new one at first, and R U of them at most in all. Fitted is s = 1 / R, of which zero says that repeats count as new: then
-it is L(N, D) itself, and an F-test tells whether it is refuted.
+with U unique examples among the D seen. After R* repeats one more is worth 1 / e of a new example, and all repeats together at most R* U of them. What is fitted
+is the reciprocal, which is 0 where repeats count as new and the law is L(N, D). Whether they count less is an F-test of the squares which that costs. Excess
+parameters, which the paper discounts alike, count in full here.
 """
 
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import f as fisher
 
 from lab.errors import UserError
-from lab.laws.fits import DRAWS, LEVEL, refusal, span
-from lab.laws.joint import chance
+from lab.laws.fits import DRAWS, LEVEL, noises, refusal, span
 from lab.laws.points import Points
-from lab.laws.solve import LEAST, MOST, descend, solve
+from lab.laws.solve import LEAST, MOST, descend, losses, solve
 
-GRID = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # s from which it is descended
-MOST_S = 30.0  # repeats are worth next to nothing
-REPEATED = 2.0  # times that examples repeat at least, in as many cells as there are parameters
-FREE = 6  # parameters
-
-
-def worth(examples: np.ndarray, unique: np.ndarray, s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """log D' [replicates, points] of D examples of U distinct ones [points] at s [replicates], and its derivative by s."""
-    more, s = np.maximum(examples / unique - 1, 0.0), np.maximum(s, 1e-9)[:, None]
-    decay = np.exp(-more * s)
-    new = -np.expm1(-more * s) / s
-    slope = (more * s * decay + np.expm1(-more * s)) / s**2
-    return np.log(np.minimum(examples, unique)) + np.log1p(new), slope / (1 + new)
+FORM = "L(N, D, U)"
+ALIKE = 0.05  # p-value below which repeats count less than new examples
+FADES = np.concatenate([[0.0], np.geomspace(0.01, 10.0, 13)])  # 1 / R* tried; the last is the most, where a first repeat is worth a tenth
+REPEATED, TIMES = 4, 1.05  # least number of points in which examples repeat, and how often they are seen in one of them
+SCALES = np.array([False, True, True, False, False, False])
+LOW, HIGH = np.array([0.0] * 3 + [LEAST] * 2 + [0.0]), np.array([np.inf] * 3 + [MOST] * 2 + [FADES[-1]])
 
 
-def _model(n: np.ndarray, examples: np.ndarray, unique: np.ndarray, centre: float, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The model of `descend`: p [replicates, 6] are E, A, B, a, b, s at centred log N n [points]."""
-    z, by_s = worth(examples, unique, p[:, 5])
-    z = z - centre
-    shapes = np.exp(-p[:, 3, None] * n), np.exp(-p[:, 4, None] * z)
-    parts = [p[:, 1 + j, None] * shapes[j] for j in range(2)]
-    slopes = [np.ones_like(z), *shapes, -parts[0] * n, -parts[1] * z, -p[:, 4, None] * parts[1] * by_s]
-    return p[:, :1] + parts[0] + parts[1], np.stack(slopes, 1)
+def effective(examples: np.ndarray, unique: np.ndarray, fade: np.ndarray | float) -> np.ndarray:
+    """D' of D examples, U of them unique, under 1 / R* = fade."""
+    return _effective(np.maximum(examples / unique - 1, 0.0), fade)[0] * unique
+
+
+def _effective(more: np.ndarray, fade: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+    """D' / U after `more` repeats, and its derivative by 1 / R* = fade."""
+    z = fade * more
+    small = z < 1e-3
+    safe, rest = np.where(small, 1.0, z), -np.expm1(-z)
+    worth = np.where(small, 1 - z / 2 + z**2 / 6, rest / safe)
+    slope = np.where(small, -1 / 2 + z / 3 - z**2 / 8, (z * np.exp(-z) - rest) / safe**2)
+    return 1 + more * worth, more**2 * slope
+
+
+def _law(x: np.ndarray, unique: np.ndarray, more: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The model of `descend`: laws p [replicates, 6] (floor, two scales, two exponents, 1 / R*) at centred log N and log U [points], after `more` repeats."""
+    data, slope = _effective(more, p[:, 5:])
+    n, d = np.exp(-p[:, 3:4] * x), np.exp(-p[:, 4:5] * (unique + np.log(data)))
+    a, b = p[:, 1:2] * n, p[:, 2:3] * d
+    slopes = [np.ones_like(a), n, d, -a * x, -b * (unique + np.log(data)), -p[:, 4:5] * b * slope / data]
+    return p[:, :1] + a + b, np.stack(slopes, 1)
 
 
 class Repeats(NamedTuple):
-    """The law with draws of what else it may be."""
+    """A law of N, D and U with draws of what else it may be, and whether repeats count less than new examples."""
 
-    value: np.ndarray  # [6] E, A and B at the centre, a, b, s
+    value: np.ndarray  # [6] floor, scales at the centre, exponents, 1 / R*
     draws: np.ndarray  # [draws, 6]
-    centre: np.ndarray  # [2] of log N and log D
+    centre: np.ndarray  # [2] log N and log D
     sd: float  # relative: what the law leaves of a point
-    p: float  # of repeats that count as new
+    chance: float  # p-value of repeats that count as new; NaN where R* was given
+    given: bool  # R* was
     points: Points
 
-    def worn(self, level: float = LEVEL) -> tuple[float, tuple[float, float]]:
-        """R, infinite where repeats count as new, and its interval."""
-        low, high = span(self.draws[:, 5], level)
-        return _inverse(self.value[5]), (_inverse(high), _inverse(low))
+    @property
+    def repeats(self) -> float:
+        """R*; infinite where repeats count as new."""
+        return _reciprocal(self.value[5])
+
+    @property
+    def scales(self) -> np.ndarray:
+        """[2] in loss = floor + scale N^-exponent + scale D'^-exponent."""
+        return self.value[1:3] * np.exp(self.value[3:5] * self.centre)
+
+    @property
+    def less(self) -> bool:
+        """Whether repeats count less than new examples."""
+        return self.chance < ALIKE
+
+    def interval(self, index: int, level: float = LEVEL) -> tuple[float, float]:
+        """Of parameter `index`: 0 the floor, 1 and 2 scales, 3 and 4 exponents, 5 is of R* itself; an end of R* may be infinite."""
+        low, high = span(self.draws[:, index], level)
+        return (_reciprocal(high), _reciprocal(low)) if index == 5 else (low, high)
 
     def losses(self, params: float, examples: float, unique: float) -> np.ndarray:
-        """[1 + draws] loss of the law and of every draw."""
-        at = (np.array([float(v)]) for v in (examples, unique))
-        return _model(np.log([params]) - self.centre[0], *at, self.centre[1], np.vstack([self.value, self.draws]))[0][:, 0]
+        """[draws, points] loss of every draw."""
+        return _at(self.draws, self.centre, params, examples, unique)
+
+    def loss(self, params: float, examples: float, unique: float) -> np.ndarray:
+        """[points]"""
+        return _at(self.value[None], self.centre, params, examples, unique)[0]
 
 
-def _inverse(s: float) -> float:
-    return float(1 / s) if s > 1e-6 else np.inf
+def _reciprocal(fade: float) -> float:
+    return np.inf if fade < 1e-9 else float(1 / fade)
 
 
-def fit(p: Points, floor: float | None = None, draws: int = DRAWS, seed: int = 0) -> Repeats:
-    """Fit the law to points that tell `unique`.
+def _columns(params: np.ndarray, examples: np.ndarray, unique: np.ndarray, centre: np.ndarray) -> tuple[np.ndarray, ...]:
+    n, d, u = (np.atleast_1d(np.asarray(v, float)) for v in (params, examples, unique))
+    return np.log(n) - centre[0], np.log(np.minimum(u, d)) - centre[1], np.maximum(d / u - 1, 0.0)
+
+
+def _at(p: np.ndarray, centre: np.ndarray, *where: float) -> np.ndarray:
+    return _law(*_columns(*where, centre), p)[0]
+
+
+def refused(p: Points, floor: float | None = None, repeats: float | None = None) -> str | None:
+    """Why these points do not tell how soon repeats stop counting; None where they do."""
+    if not np.isfinite(p.unique).all():
+        return f"{FORM} needs the column 'unique'"
+    if why := refusal(p, "L(N, D)", floor):
+        return why.replace("L(N, D)", FORM)
+    times = p.examples / p.unique
+    if (times >= TIMES).sum() < REPEATED:
+        return f"{FORM} needs {REPEATED} points in which examples repeat, and there are {(times >= TIMES).sum()}"
+    if np.ptp(np.log(times)) < np.log(TIMES):
+        return f"{FORM} needs points that repeat examples more and less, and all see them {times[0]:.3g} times"
+    free = 6 - (floor is not None) - (repeats is not None)
+    if len(p.loss) <= free + 1:
+        return f"{FORM} has {free} parameters, and there are {len(p.loss)} points: too little is left to tell the error"
+    return None
+
+
+def fit(p: Points, floor: float | None = None, repeats: float | None = None, draws: int = DRAWS, seed: int = 0) -> Repeats:
+    """Fit L(N, D, U) to points, all of one weight.
+
+    Args:
+      floor, repeats: the floor, and R*, where they are known.
 
     Raises:
-      UserError: points that tell no L(N, D), or of which too few repeat their examples.
+      UserError: the points do not tell such a law.
     """
-    if why := refusal(p, "L(N, D)", floor):
+    if why := refused(p, floor, repeats):
         raise UserError(why)
-    often = p.examples / p.unique
-    if not (enough := (often >= REPEATED).sum() >= FREE) or len(p.loss) <= FREE:
-        said = (
-            f"examples repeat {REPEATED:g} times or more in {np.nansum(often >= REPEATED):.0f} sizes and horizons"
-            if not enough
-            else f"there are {len(p.loss)} points"
-        )
-        raise UserError(
-            f"what repeats are worth needs {FREE} sizes and horizons that repeat their examples {REPEATED:g} times, and more points than that: {said}"
-        )
-    log, y = np.stack([np.log(p.params), np.log(p.examples)], 1), p.loss[None]
-    centre, one = log.mean(0), np.ones_like(p.loss[None])
-    model = partial(_model, log[:, 0] - centre[0], p.examples, p.unique, centre[1])
-    held = None if floor is None else {0: floor}
-    bounds = np.array([0.0] * 3 + [LEAST] * 2 + [0.0]), np.array([np.inf] * 3 + [MOST] * 2 + [MOST_S])
-    still, scales = np.arange(FREE) == (0 if floor is not None else -1), np.isin(np.arange(FREE), (1, 2))
+    if repeats is not None and not repeats > 0:
+        raise UserError(f"R* of {repeats:g}: a number of repeats above 0 was expected")
+    centre = np.array([np.log(p.params).mean(), np.log(p.examples).mean()])
+    columns = _columns(p.params, p.examples, p.unique, centre)
+    held = {} if floor is None else {0: floor}
+    fades = FADES if repeats is None else np.array([1 / repeats])
+    tried = []
+    for fade in fades:  # given R* it is a law of N and D'
+        x = np.stack([columns[0], columns[1] + np.log(_effective(columns[2], fade)[0])], 1)
+        law = solve(x, p.loss, np.ones(len(x)), None, held)
+        tried.append((float((np.log(p.loss / losses(law, x)[0]) ** 2).sum()), np.append(law[0], fade)))
+    still = np.array([floor is not None, False, False, False, False, repeats is not None])
 
-    def cost(q: np.ndarray) -> np.ndarray:
-        return (np.log(model(q)[0] / y) ** 2).sum(1)
+    def descended(y: np.ndarray, start: np.ndarray) -> np.ndarray:
+        model, p0 = partial(_law, *columns), np.array(np.broadcast_to(start, (len(y), 6)), float)
+        return descend(model, y, np.ones_like(y), p0, (LOW, np.maximum(HIGH, 1 / (repeats or np.inf))), still, SCALES)
 
-    plain = np.append(solve(log - centre, y, one, held=held)[0], 0.0)
-    starts = [plain]
-    for s in GRID:
-        x = np.stack([log[:, 0] - centre[0], worth(p.examples, p.unique, np.array([s]))[0][0] - centre[1]], 1)
-        starts.append(np.append(solve(x, y, one, held=held)[0], s))
-    tried = descend(model, np.repeat(y, len(starts), 0), np.repeat(one, len(starts), 0), np.array(starts), bounds, still, scales)
-    best = tried[np.argmin(cost(tried))]
-    less, more, freedom = cost(best[None])[0], cost(plain[None])[0], len(p.loss) - FREE + (floor is not None)
-    sd, rng = np.sqrt(less / freedom), np.random.default_rng(seed)
-    noise = np.sqrt(freedom / rng.chisquare(freedom, (draws, 1))) * sd * rng.normal(size=(draws, len(p.loss)))
-    if p.offset:
-        free = p.runs.shape[1] - 1
-        noise += p.offset * np.sqrt(free / rng.chisquare(free, (draws, 1))) * rng.normal(size=(draws, free + 1)) @ p.runs.T
-    start = np.repeat(np.where(np.arange(FREE) == 5, np.maximum(best, GRID[0]), best)[None], draws, 0)  # at zero s may not leave
-    again = descend(model, model(best[None])[0] * np.exp(noise), np.ones_like(noise), start, bounds, still, scales)
-    return Repeats(best, again, centre, float(sd), chance(less, more, 1, freedom), p)
+    value = descended(p.loss[None], min(tried, key=lambda t: t[0])[1])
+    fitted = _law(*columns, value)[0][0]
+    left, free = float((np.log(p.loss / fitted) ** 2).sum()), len(p.loss) - int((~still).sum())
+    chance = np.nan
+    if repeats is None:  # 1 / R* of 0 is the end of what it may be, so half of all tables without an effect lie there
+        cost = max(tried[0][0] - left, 0.0) / (left / free)
+        chance = float(fisher.sf(cost, 1, free)) / (2 if cost else 1)
+    sd = float(np.sqrt(left / free))
+    again = descended(fitted * np.exp(noises(p, sd, free, draws, seed)), value)
+    return Repeats(value[0], again, centre, sd, chance, repeats is not None, p)

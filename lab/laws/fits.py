@@ -163,14 +163,19 @@ def fit(
 
 def replicates(f: Fit, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
     """[draws, cells] losses that the fitted law and the noise might have given: those that the fit's draws were fitted to."""
-    p, rng = f.points, np.random.default_rng(seed)
-    fitted = losses(f.value[None], f.at(**{v: getattr(p, v) for v in f.variables}))[0]
-    tail = np.sqrt(f.freedom / rng.chisquare(f.freedom, (draws, 1)))
-    noise = tail * f.sd / np.sqrt(f.weight) * rng.normal(size=(draws, len(fitted)))
+    fitted = losses(f.value[None], f.at(**{v: getattr(f.points, v) for v in f.variables}))[0]
+    return fitted * np.exp(noises(f.points, f.sd / np.sqrt(f.weight), f.freedom, draws, seed))
+
+
+def noises(p: Points, sd: float | np.ndarray, freedom: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """[draws, cells] log residuals that there might have been: of what a law leaves, `sd` of a cell known with `freedom`, and of seeds' own levels."""
+    rng = np.random.default_rng(seed)
+    tail = np.sqrt(freedom / rng.chisquare(freedom, (draws, 1)))
+    noise = tail * sd * rng.normal(size=(draws, len(p.loss)))
     if p.offset:  # as few seeds tell it
         free = p.runs.shape[1] - 1
         noise += p.offset * np.sqrt(free / rng.chisquare(free, (draws, 1))) * rng.normal(size=(draws, free + 1)) @ p.runs.T
-    return fitted * np.exp(noise)
+    return noise
 
 
 def _weight(p: Points, left: np.ndarray, weight: np.ndarray, free: int) -> np.ndarray:

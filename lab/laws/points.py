@@ -9,6 +9,7 @@ seed      runs of one seed may share what the seed does to them (0 where not giv
 convention, device, precision, data: how FLOPs are counted, and what must be alike for losses to be compared
 seconds   device-seconds of training                            (for multipliers by them; NaN where not timed)
 unique    distinct examples among those seen                    (to tell how often they repeat)
+rate      learning rate                                         (for a law of it: then a point is of one rate)
 """
 
 import hashlib
@@ -26,7 +27,7 @@ from lab.laws.seeds import level
 NUMBERS = ("flops", "loss", "params", "examples")
 ALIKE = {"convention": "conventions of counting FLOPs", "data": "sets of data", "precision": "precisions", "device": "kinds of device"}
 COLUMNS = (*NUMBERS, "arm", "seed", *ALIKE)
-MORE = ("seconds", "unique")  # numbers that a study's records tell
+MORE = ("seconds", "unique", "rate")  # numbers that a study's records tell
 APART = np.log(1.25)  # of FLOPs within one budget
 
 
@@ -46,6 +47,7 @@ class Points(NamedTuple):
     left_out: tuple[str, ...]  # what and why
     seconds: np.ndarray  # [cells] device-seconds, mean over seeds; NaN where not given, as the next
     unique: np.ndarray  # [cells]
+    rate: np.ndarray  # [cells]
 
     def take(self, mask: np.ndarray, why: str = "") -> "Points":
         """The cells of a mask."""
@@ -94,13 +96,14 @@ def points(table: Mapping[str, Sequence], arm: str | None = None) -> Points:
 
 
 def _pooled(rows: dict[str, np.ndarray], good: np.ndarray, data: str) -> Points:
-    at = np.stack([rows["flops"], *(np.nan_to_num(rows[k]) for k in ("params", "examples"))], 1)
+    at = np.stack([rows["flops"], *(np.nan_to_num(rows[k]) for k in ("params", "examples", "unique", "rate"))], 1)
     cells, cell = np.unique(at, axis=0, return_inverse=True)
     gone = np.zeros(len(cells), bool)
     np.logical_or.at(gone, cell, ~good)
     left = ()
     if gone.any():
-        left = (f"{gone.sum()} of {len(cells)} sizes and horizons, in which {(~good).sum()} runs diverged",)
+        of = "sizes, horizons and rates" if np.isfinite(rows["rate"]).any() else "sizes and horizons"
+        left = (f"{gone.sum()} of {len(cells)} {of}, in which {(~good).sum()} runs diverged",)
     keep = ~gone[cell]
     if not keep.any():
         raise UserError("every size and horizon of the table has a run that diverged")
@@ -119,7 +122,7 @@ def _pooled(rows: dict[str, np.ndarray], good: np.ndarray, data: str) -> Points:
             noise = float(np.sqrt((split.rest**2).sum() / free)) * split.scale
             spread = np.var(split.offset * split.scale, ddof=1) - noise**2 / np.mean(of.sum(0))
             offset = float(np.sqrt(max(spread, 0.0)))
-    per = {k: rows[k][keep][first] for k in ("flops", "params", "examples", "unique")}
+    per = {k: rows[k][keep][first] for k in ("flops", "params", "examples", "unique", "rate")}
     per["seconds"] = np.bincount(cell, rows["seconds"][keep]) / count
     told = str(rows["convention"][0]) if "convention" in rows else ""
     return Points(

@@ -44,6 +44,41 @@ def test_the_planted_law_is_told_with_intervals(tmp_path, capsys):
     assert "2 x multiply-adds of every dot" in out
 
 
+def test_examples_that_repeat_have_a_law_of_their_own(tmp_path, capsys):
+    folder = isoflops.study(tmp_path, data=1e5, repeats=3.0, seeds=(0,))
+    _, out, _ = said(capsys, "fit", folder, "--out", tmp_path / "law.png")
+    assert "and count as if new but in L(N, D, U)" in out
+    low, high = numbers(r"R\* ([\d.]+) to ([\d.]+);", out)
+    assert low < 3 < high < 2 * low
+    assert "repeats count less than new examples (p = " in out
+    other = isoflops.study(tmp_path / "new", data=1e5, seeds=(0,))
+    _, out, _ = said(capsys, "fit", other, "--out", tmp_path / "law.png")
+    assert "repeats are not told from new examples (p = " in out
+    assert "to unbounded; exponent of N" in out
+    few = isoflops.study(tmp_path / "few", data=1e9, seeds=(0,))
+    _, out, _ = said(capsys, "fit", few, "--out", tmp_path / "law.png")
+    assert "D, U" not in out
+
+
+def test_all_trials_tell_how_the_best_rate_drifts(tmp_path, capsys):
+    point = next(t["point"] for t in record.read_study(isoflops.study(tmp_path / "a"))["trials"].values())
+    gone = [(point["model.width"], point["train.steps"], -4)]
+    folder = isoflops.study(tmp_path / "b", diverged=gone)
+    code, out, _ = said(capsys, "fit", folder, "--rate", "--out", tmp_path / "law.png")
+    assert code == 0
+    told = out[out.index("Law of eval_loss and the learning rate") :]
+    low, high = numbers(r"exponent of N ([\d.]+) to ([\d.]+)", told)
+    assert low < isoflops.LAW.exponents[0] < high
+    low, high = numbers(r"best learning rate [\d.e-]+ \(([\d.e-]+) to ([\d.e-]+)\)", told)
+    assert 0.99 * low < 2**-6.3 < 1.01 * high < 1.1 * low
+    drift = numbers(r"goes as N\^\S+ \((\S+) to (\S+)\) D\^\S+ \((\S+) to (\S+)\)", told)
+    assert drift == pytest.approx([0.0] * 4, abs=0.01)
+    assert "left out: 1 of 125 sizes, horizons and rates, in which 2 runs diverged" in told
+    code, _, err = said(capsys, "fit", folder, "--rate", "--arm", "none", "--out", tmp_path / "law.png")
+    assert code == 2
+    assert "--arm" in err
+
+
 def test_profiles_are_printed_beside_the_intervals(tmp_path, capsys):
     _, out, _ = said(capsys, "fit", isoflops.study(tmp_path), "--profile", "--out", tmp_path / "law.png")
     ends = [list(map(float, g)) for g in re.findall(r"floor ([\d.]+) to ([\d.]+); exponent of N ([\d.]+) to ([\d.]+)", out)]
