@@ -163,6 +163,11 @@ def text(
         if not t.laws.told:
             said.append("  provisional: too few budgets to hold a larger one out")
         said += [f"  {note}" for note in t.notes if note.startswith("left out: ")]
+    if to is None and len({t.laws.fits[0].form for t in _able(told).values()}) > 1:
+        said += [
+            "",
+            "arms are foretold by different forms here, which differ by more than arms may: hold arms against each other by one form, or by `lab compare`",
+        ]
     return "\n".join(said + [f"{arm}: no law: {t.refused}" for arm, t in told.arms.items() if t.laws is None])
 
 

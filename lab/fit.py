@@ -18,6 +18,7 @@ from lab.laws.points import Points, points
 from lab.laws.solve import LEAST, MOST
 
 BEYOND = 10.0  # times the largest budget: as far as the figure goes
+WIDE = 1.0  # of the exponent of the best size, which lies between 0 and 1
 NAMES = {"params": "N", "examples": "D", "flops": "C"}
 
 
@@ -202,6 +203,8 @@ def _allocation(f: Fit) -> list[str]:
         iso = allocation.profiles(f.points, f)
     except UserError as e:
         return [*said, f"  no isoFLOP profiles: {e}"]
+    if np.subtract(*reversed(iso.interval())) > WIDE:
+        return [*said, f"  isoFLOP profiles of {len(iso.flops)} budgets do not tell it ({_span(iso.interval(), '.2f')})"]
     off = ", ".join(f"{np.expm1(b):+.1%}" for b in iso.bias)
     return [
         *said,

@@ -39,6 +39,8 @@ def read_json(path: Path) -> Any:
 def read_study(folder: Path) -> dict:
     """study.json of a study's folder."""
     path = Path(folder) / "study.json"
+    if not path.parent.exists():
+        raise UserError(f"folder {str(folder)!r} does not exist")
     if not path.exists():
         raise UserError(f"folder {str(folder)!r} is not a study (it has no study.json); a study is made by `lab run EXPERIMENT`")
     study = read_json(path)
