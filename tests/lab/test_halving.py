@@ -262,8 +262,9 @@ def test_a_round_is_asked_for_what_was_tried_and_resumes(tmp_path, capfd):
     assert not built  # the second round's program is the first's
     told = record.read_study(folder)
     assert [len(p["trials"]) for p in told["populations"].values()] == [4, 4]
-    first = {k: v for k, v in rows(folder, "eval_loss", 24).items() if k in (-12, -10, -8, -6)}
-    best = 2.0 ** min(first, key=first.get)
+    ends = [r for r in record.table(folder).to_pylist() if r["step"] == 24]
+    first = {r["optim.lr"]: r["eval_loss"] for r in ends if math.log2(r["optim.lr"]) in (-12, -10, -8, -6)}
+    best = min(first, key=first.get)
     second = [told["trials"][i]["point"]["optim.lr"] for i in list(told["populations"].values())[1]["trials"]]
     assert sorted(second) == [best / 1.5, best / 1.25, best * 1.25, best * 1.5]
     parts = tmp_path / "parts" / "tiny"
