@@ -6,39 +6,11 @@ import isoflops
 import numpy as np
 import planted
 import pytest
+from test_designs import EXPERIMENT
+from test_fit import numbers, said
 
-from lab import cli, cost, devices, record, skills, study
+from lab import cost, devices, record, skills, study
 from lab.data.loader import open_source
-
-EXPERIMENT = '''"""A tiny decoder."""
-
-from ml_collections import ConfigDict
-
-
-def get_config():
-    c = ConfigDict()
-    c.model = dict(name="decoder", width=16, depth=1, head_dim=8, mlp_ratio=2, kv_group=1, qk_norm=True, rope="grid")
-    c.base = dict(width=16)
-    c.objective = dict(name="next_token", label_drop=0.1)
-    c.data = dict(name="causal", side=2, vocabulary=8, classes=2)
-    c.optim = dict(warmup=4)
-    c.train = dict(batch=8, steps=50)
-    c.eval = dict(examples=16, batch=8)
-    return c
-'''
-
-
-def said(capsys, *args):
-    """(exit code, standard output, standard error) of `lab`."""
-    code = cli.main([*map(str, args)])
-    out = capsys.readouterr()
-    return code, out.out, out.err
-
-
-def numbers(pattern, text):
-    found = re.search(pattern, text)
-    assert found, (pattern, text)
-    return [float(g) for g in found.groups()]
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from test_halving import in_parts
+from test_halving import in_parts, train
 from test_study import JUDGE, LINEAR, TESTS, mistake, run
 
 from lab import cli, optim, population, record, study, trunk
@@ -40,12 +40,6 @@ def experiment(folder, horizons=HORIZONS, rates=RATES):
     path = folder / "tiny.py"
     path.write_text(TEXT.format(source=str(TESTS / "waves.py"), model=LINEAR, judge=JUDGE, horizons=horizons, rates=rates))
     return path
-
-
-def train(path, workdir, *overrides):
-    """The folder of the study, trained as by `lab run`, without a report."""
-    with Interrupt() as interrupt:
-        return study.Study(study.load(str(path), overrides), workdir / "tiny").run(interrupt)
 
 
 @pytest.fixture(scope="module")
