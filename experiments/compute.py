@@ -17,8 +17,8 @@ def get_config():
     c.model = dict(name="dit", width=32, depth=2, head_dim=8, mlp_ratio=2, patch=4, qk_norm=False, zero_gates=True)
     c.base = dict(width=32)
     c.objective = dict(name="flow", time="logit_normal", label_drop=0.1)
-    c.data = dict(name="icons", size=16, sets=("fontawesome", "material", "octicons", "simple"))
-    c.optim = dict(lr=2.0**-6, schedule="cosine", warmup=25, ema=0.95)
+    c.data = dict(name="icons", size=16, sets=("fontawesome", "material", "octicons", "simple"), views=8)
+    c.optim = dict(lr=2.0**-6, schedule="cosine", ema=0.95)
     c.transfer = dict(batch_rule="sqrt", base_batch=16)
     c.train = dict(batch=8, log_every=25)
     c.eval = dict(examples=1024, batch=128, every=100000)
@@ -32,4 +32,4 @@ def sweep():
             for width in widths:
                 steps = round(LEAST * 2**k / (1e6 * MFLOPS[width] * 8))
                 for seed in range(2):
-                    yield {"arm": arm, "model.zero_gates": zero, "model.width": width, "train.steps": steps, "seed": seed}
+                    yield {"arm": arm, "model.zero_gates": zero, "model.width": width, "train.steps": steps, "optim.warmup": steps // 10, "seed": seed}

@@ -22,8 +22,8 @@ SIZES = ((8, 16, 24), (8, 16, 24), (16, 24, 32), (16, 24, 32), (16, 24, 32), (24
 
 def get_config():
     c = ConfigDict(dict(base=dict(width=32), model=MODEL["decoder"], objective=OBJECTIVE["decoder"]))
-    c.data = dict(name="icons", size=8, sets=("fontawesome", "material", "octicons", "simple"), extras=("tokens",), levels=8)
-    c.optim = dict(lr=2.0**-6, schedule="cosine", warmup=25, ema=0.95)
+    c.data = dict(name="icons", size=8, sets=("fontawesome", "material", "octicons", "simple"), extras=("tokens",), levels=8, views=8)
+    c.optim = dict(lr=2.0**-6, schedule="cosine", ema=0.95)
     c.train, c.eval = dict(batch=8, log_every=25), dict(examples=1024, batch=128, every=100000)
     c.sample = dict(n=0)
     return c
@@ -35,4 +35,4 @@ def sweep():
             for w in widths:
                 of = {"arm": arm, "model": MODEL[arm] | {"width": w}, "objective": OBJECTIVE[arm], "optim.lr": lr}
                 steps = round(LEAST * 2**k / (1e6 * MFLOPS[arm][WIDTHS.index(w)] * 8))
-                yield from ({**of, "train.steps": steps, "seed": seed} for seed in range(2))
+                yield from ({**of, "train.steps": steps, "optim.warmup": steps // 10, "seed": seed} for seed in range(2))

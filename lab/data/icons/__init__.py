@@ -23,6 +23,7 @@ from lab.files import sha256
 
 MANIFEST = "manifest.json"
 EXTRAS = ("tokens",)
+VIEWS = (1, 2, 8)
 
 
 def _folder(data_dir: str, size: int, sets: tuple[str, ...]) -> Path:
@@ -86,11 +87,18 @@ def verify(data_dir: str, size: int, sets: tuple[str, ...] = raster.SETS) -> str
     return f"{folder}: sound"
 
 
+def _views(images: np.ndarray, n: int) -> list[np.ndarray]:
+    """The first n of: images [i, y, x, 1] as drawn, mirrored, and both in their three other quarter turns."""
+    return [np.rot90(x, turns, axes=(1, 2)) for turns in range(4) for x in (images, images[:, :, ::-1])][:n]
+
+
 class Source:
     """Icons of `sets` at `size` pixels: image uint8 [size, size, 1] black on white, label = set, caption.
 
     extras: 'tokens' (int32 [size, size], the nearest of `levels` greys of every pixel). Pictures of tokens are made by the palette in
       info, whose `rms_error` is the root mean square, in steps of 255, of what they lack of the icons.
+    views: how every icon is shown, each view an example of its own: 1, as drawn; 2, mirrored too; 8, in all symmetries of the square, so
+      that runs of many examples repeat none.
     """
 
     def __init__(
@@ -101,8 +109,11 @@ class Source:
         sets: tuple[str, ...] = raster.SETS,
         extras: tuple[str, ...] = (),
         levels: int = 4,
+        views: int = 1,
     ):
         check_extras(extras, EXTRAS)
+        if views not in VIEWS:
+            raise UserError(f"config key data.views={views!r} must be one of: {', '.join(map(str, VIEWS))}")
         greys = Greys(levels)
         folder = build(data_dir, size, tuple(sets))
         path = folder / json.loads((folder / MANIFEST).read_text())["path"]
@@ -111,10 +122,10 @@ class Source:
             rows = builder.as_data_source(split=split)
             items = rows.__getitems__(list(range(len(rows))))
         self.arrays = {
-            "image": np.stack([r["image"] for r in items]),
-            "label": np.array([r["label"] for r in items], np.int32),
+            "image": np.concatenate(_views(np.stack([r["image"] for r in items]), views)),
+            "label": np.tile(np.array([r["label"] for r in items], np.int32), views),
         }
-        self._captions = [r["caption"] if isinstance(r["caption"], str) else r["caption"].decode() for r in items]
+        self._captions = [r["caption"] if isinstance(r["caption"], str) else r["caption"].decode() for r in items] * views
         names = sorted(sets)
         self.dims, told = {"image": size, "channels": 1, "classes": len(names)}, {}
         if "tokens" in extras:
@@ -124,7 +135,7 @@ class Source:
         # of the content, not of the files: zip and record layout may differ between machines
         content = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in self.arrays.values()))
         self.info = {
-            **{"image": [size, size, 1], "classes": len(names), "class_names": names, "examples": len(items)},
+            **{"image": [size, size, 1], "classes": len(names), "class_names": names, "examples": len(self)},
             **{"fingerprint": content.hexdigest()[:32], "origin": raster.origin(), "best_loss": None, **told},
         }
 
