@@ -98,7 +98,7 @@ class Source:
     extras: 'tokens' (int32 [size, size], the nearest of `levels` greys of every pixel). Pictures of tokens are made by the palette in
       info, whose `rms_error` is the root mean square, in steps of 255, of what they lack of the icons.
     views: how every icon is shown, each view an example of its own: 1, as drawn; 2, mirrored too; 8, in all symmetries of the square, so
-      that runs of many examples repeat none.
+      that long runs hardly repeat any: symmetric icons look alike from several sides.
     """
 
     def __init__(

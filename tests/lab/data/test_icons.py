@@ -169,3 +169,27 @@ def test_greys_of_pixels_of_any_value_have_the_error_of_even_steps():
         assert greys.rms(pixels) == pytest.approx(255 / (levels - 1) / 12**0.5, rel=0.02)
         moved = np.abs(greys.palette[greys.tokens(pixels)].astype(float) + 10 - pixels)
         assert np.mean(moved**2) == pytest.approx(greys.rms(pixels) ** 2 + 10**2, rel=0.02)
+
+
+@pytest.mark.parametrize("views", [1, 2, 8])
+def test_views_are_symmetries_of_the_square_each_once(built, views):
+    """Of an icon without symmetry all views differ, and each is a turn of it or of its mirror image; class and words stay."""
+    plain = icons.Source("train", built[0], 8, SETS)
+    source = icons.Source("train", built[0], 8, SETS, views=views, extras=("tokens",), levels=4)
+    n = len(plain)
+    assert len(source) == views * n == source.info["examples"]
+
+    def square(x):
+        return {np.rot90(y, k, axes=(0, 1)).tobytes() for y in (x, x[:, ::-1]) for k in range(4)}
+
+    at = next(i for i in range(n) if len(square(plain[i]["image"])) == 8)  # a symmetric icon looks alike from more sides
+    seen = [source[at + k * n] for k in range(views)]
+    assert len({x["image"].tobytes() for x in seen}) == views
+    assert {x["image"].tobytes() for x in seen} <= square(plain[at]["image"])
+    assert {(int(x["label"]), x["caption"]) for x in seen} == {(int(plain[at]["label"]), plain[at]["caption"])}
+    assert all((x["tokens"] == Greys(4).tokens(x["image"])).all() for x in seen)
+
+
+def test_a_number_of_views_that_is_none_is_named(built):
+    with pytest.raises(UserError, match=r"data\.views=3 must be one of: 1, 2, 8"):
+        icons.Source("train", built[0], 8, SETS, views=3)
