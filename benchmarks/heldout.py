@@ -35,7 +35,7 @@ def held_out(p: points.Points, n: int, target: int) -> dict:
     at = points.budgets(p.flops)
     few, large = p.take(at < n), p.take(at == target)
     laws = forecast.laws(few)
-    law = laws.limited(large.unique) or laws.fits[0]
+    law = laws.first(large.unique)
     where = {v: getattr(large, v) for v in law.variables}
     told, one = law.loss(**where), fits.one_run(law, **where)
     best, front = int(np.argmin(large.loss)), forecast.frontier(few)

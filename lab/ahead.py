@@ -12,7 +12,7 @@ from lab.errors import UserError
 from lab.fit import Study, Told, formula, lawless, warnings
 from lab.laws.allocation import price
 from lab.laws.epochs import Limited, effective
-from lab.laws.fits import LEVEL, Fit, span
+from lab.laws.fits import DRAWN, LEVEL, NEAR, Fit, span
 from lab.laws.forecast import LEVELS, Forecast, at_best, forecast, sized
 from lab.laws.worth import REACH, Run, suggest
 from lab.skills import Skill
@@ -157,8 +157,10 @@ def text(
             said += ["", f"{arm}: no forecast: {to[arm]}"]
             continue
         run = to[arm] if to is not None else None
-        limited = t.laws.limited(unique)
-        first = limited or (t.laws.fits[0] if run is None else t.laws.sizes)  # a given run is no best of its budget
+        limited, first = (
+            t.laws.limited(unique),
+            (t.laws.first if run is None else t.laws.of_sizes)(unique),
+        )  # a given run is no best of its budget
         if run is None:
             here = at_best(first, flops)
             lines = _budget(arm, t, forecast(t.laws, flops, unique), first)
@@ -176,7 +178,7 @@ def text(
         if not t.laws.told:
             said.append("  provisional: too few budgets to hold a larger one out")
         said += [f"  {note}" for note in t.notes if note.startswith("left out: ")]
-    if to is None and len({(t.laws.limited() or t.laws.fits[0]).form for t in _able(told).values()}) > 1:
+    if to is None and len({t.laws.first(unique).form for t in _able(told).values()}) > 1:
         said += [
             "",
             "arms are foretold by different forms here, which differ by more than arms may: hold arms against each other by one form, or by `lab compare`",
@@ -198,7 +200,11 @@ def _spent(f: Limited, examples: float) -> list[str]:
 
 def _law(first: Fit | Limited, beyond: float) -> str:
     far = ": too far to be believed, whatever its intervals" if beyond > FAR else ""
-    return f"  by {first.form} = {formula(first)}, {beyond:.3g} times {'beyond ' * (beyond >= 1)}its largest budget{far}"
+    drawn = (
+        f" (exponents drawn to {NEAR[0]:g} +- {NEAR[1]:g}, as published ones are, for {len(first.points.loss)} points tell little of them)"
+        * (first.form == DRAWN)
+    )
+    return f"  by {first.form} = {formula(first)}{drawn}, {beyond:.3g} times {'beyond ' * (beyond >= 1)}its largest budget{far}"
 
 
 def _budget(arm: str, t: Told, f: Forecast, first: Fit | Limited) -> list[str]:
@@ -216,9 +222,9 @@ def _budget(arm: str, t: Told, f: Forecast, first: Fit | Limited) -> list[str]:
 
 
 def _run(arm: str, t: Told, run: Target, unique: float | None) -> list[str]:
-    f, first = sized(t.laws, run.flops, run.params, run.examples, unique), t.laws.limited(unique) or t.laws.sizes
+    f, first = sized(t.laws, run.flops, run.params, run.examples, unique), t.laws.of_sizes(unique)
     most = f.best
-    loss, spans = most.forms[first.form]
+    loss, spans = most.forms[first.form if first.form in most.forms else t.laws.sizes.form]
     others = {k: v for k, v in most.forms.items() if k != first.form}
     return [
         f"{arm}: {f.loss:.4g} ({'; '.join(map(_span, f.law))}); one run {'; '.join(map(_span, f.run))}",

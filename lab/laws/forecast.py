@@ -8,12 +8,13 @@ from lab.errors import UserError
 from lab.laws import epochs
 from lab.laws.allocation import best, price
 from lab.laws.epochs import Limited, Repeats
-from lab.laws.fits import Fit, Foretold, choose, fit, foretell, one_run, refusal, span
+from lab.laws.fits import DRAWN, Fit, Foretold, choose, fit, foretell, one_run, refusal, span
 from lab.laws.points import Points, budgets
 
 LEVELS = (0.5, 0.9)
 WRONG = (0.25, 0.5, 2.0, 4.0)  # times the best size
 COMPUTE = ("L(C) without a floor", "L(C)")
+SCARCE = 15  # points of a law of N and D, up to which forecasts draw its exponents to published ones
 FEW, HALF = 3, 0.5  # forecasts of larger budgets from which a law of compute may go before that of N and D, and its error over that one's
 Spans = tuple[tuple[float, float], ...]  # intervals at LEVELS
 
@@ -26,12 +27,22 @@ class Laws(NamedTuple):
     refused: tuple[str, ...]  # forms the points do not tell, and why
     why: str = ""  # a law of compute goes before that of N and D
     repeats: Repeats | None = None  # the law of N, D and U, where the points tell one
+    near: Fit | None = None  # the law of N and D whose exponents are drawn to published ones, of few points
 
     def limited(self, unique: float | np.ndarray | None = None) -> Limited | None:
         """The law by which forecasts go where repeats count less than new examples; `unique` distinct ones are to be had, as many as the points' if not told."""
         if self.repeats is None or not self.repeats.less:
             return None
         return Limited(self.repeats, self.repeats.points.unique.max() if unique is None else unique)
+
+    def first(self, unique: float | np.ndarray | None = None) -> Fit | Limited:
+        """The law that forecasts of a budget go by."""
+        drawn = self.near if self.fits[0].form == "L(N, D)" else None
+        return self.limited(unique) or drawn or self.fits[0]
+
+    def of_sizes(self, unique: float | None = None) -> Fit | Limited | None:
+        """The law that forecasts of a given size and horizon go by."""
+        return self.limited(unique) or self.near or self.sizes
 
     @property
     def sizes(self) -> Fit | None:
@@ -77,7 +88,8 @@ def laws(p: Points, floor: float | None = None) -> Laws:
         first, why = _before(p, best_of, able, floor) if found else ("", "")
         found = sorted([*found, *by_compute], key=lambda f: f.form != first)  # stable: the rest as they were
     repeats = None if not found or epochs.refused(p, floor) else epochs.fit(p, floor)
-    return Laws(tuple(found), tuple(told), tuple(refused), why, repeats)
+    near = fit(p, DRAWN, floor) if found and len(p.loss) <= SCARCE and not refusal(p, DRAWN, floor) else None
+    return Laws(tuple(found), tuple(told), tuple(refused), why, repeats, near)
 
 
 def _before(p: Points, best_of: Points, able: list[str], floor: float | None) -> tuple[str, str]:
@@ -130,8 +142,8 @@ def forecast(told: Laws, flops: float, unique: float | None = None) -> Forecast:
     Args:
       unique: distinct examples that there are, by default as many as the points have; of account where the points refute that repeats count as new.
     """
-    forms, size, limited = {}, np.nan, told.limited(unique)
-    every = told.fits if limited is None else (limited, *told.fits)
+    forms, size, first = {}, np.nan, told.first(unique)
+    every = (first, *(f for f in told.fits if f.form != first.form))
     for f in every:
         where = at_best(f, flops)
         if not where:
@@ -139,7 +151,6 @@ def forecast(told: Laws, flops: float, unique: float | None = None) -> Forecast:
         if len(f.variables) == 2 and not np.isfinite(size):
             size = where["params"]
         forms[f.form] = float(f.loss(**where)[0]), _spans(f.losses(**where)[:, 0]), _spans(one_run(f, **where)[:, 0])
-    first = every[0]
     if first.form not in forms:  # a term that is nothing leaves no best size
         raise UserError(f"{first.form} has a term of zero, so no size is best; its runs do not span enough sizes or horizons")
     loss, law, run = forms[first.form]
@@ -148,7 +159,7 @@ def forecast(told: Laws, flops: float, unique: float | None = None) -> Forecast:
     if not np.isfinite(size):
         nothing = tuple((np.nan, np.nan) for _ in LEVELS)
         return Forecast(flops, flops / most, loss, law, run, np.nan, nothing, np.nan, nothing, {}, shown)
-    law_of = limited or told.sizes
+    law_of = first if len(first.variables) == 2 else told.sizes
     cost = price(law_of.points)
     logs = _best(law_of, flops)[1]
     spent = cost.examples(flops, logs)
@@ -197,7 +208,7 @@ def sized(told: Laws, flops: float, params: float, examples: float, unique: floa
     Raises:
       UserError: the points tell no law of N and D, which alone knows sizes.
     """
-    f = told.limited(unique) or told.sizes
+    f = told.of_sizes(unique)
     if f is None:
         raise UserError(
             f"a law of compute alone foretells no given size, but a budget at its best: --flops={flops:.3g} ({told.refused[0]})"
