@@ -150,10 +150,11 @@ def foretold(sims):
     data, and of a hundred times as many."""
     hits = []
     for s in range(sims):
-        told = forecast.laws(studied(3.0, s))
-        row = []
+        p, row = studied(3.0, s), []
+        repeats, plain = epochs.fit(p, draws=400), fits.fit(p, draws=400)
+        assert repeats.less
         for unique in (DATA, 100 * DATA):
-            for law in (told.limited(unique), told.sizes):
+            for law in (epochs.Limited(repeats, unique), plain):
                 at = forecast.at_best(law, 10 * LAW.high)
                 low, high = fits.span(law.losses(**at)[:, 0])
                 row.append(low <= truth(at["params"], at["examples"], min(unique, at["examples"]), 3.0) <= high)
