@@ -167,9 +167,12 @@ def fit(
     sd = float(np.sqrt(weight @ np.log(p.loss / losses(value, x)[0]) ** 2 / left))
     if f.near:
         pull = (sd / NEAR[1]) ** 2
-        value = solve(x, p.loss, weight, value, held, delta, (np.full((1, 2), NEAR[0]), pull))
+        value = solve(x, p.loss, weight, value, held, delta, (np.full((1, 2), NEAR[0]), np.full((1, 1), pull)))
         sd = float(np.sqrt(weight @ np.log(p.loss / losses(value, x)[0]) ** 2 / left))
-        prior = value[:, 3:] + NEAR[1] * np.random.default_rng([seed, 1]).normal(size=(draws, 2)), pull  # drawn anew, as the noise is
+        tails = left / np.random.default_rng(seed).chisquare(
+            left, (draws, 1)
+        )  # the very ones of `noises`: a replicate of more noise leans more on it
+        prior = value[:, 3:] + NEAR[1] * np.random.default_rng([seed, 1]).normal(size=(draws, 2)), pull * tails
     out = Fit(form, value[0], value, centre, sd, weight, left, floor, p, code())
     return out._replace(draws=solve(x, replicates(out, draws, seed), weight, value, held, delta, prior))
 
