@@ -186,7 +186,7 @@ def main() -> None:
     print(_turns.table(shown))
     print(f"\nmedian ms a step of {args.rounds} rounds; below 1 the lab is faster; {_turns.cores()} cores, {_turns.processor()}")
     settings = {"rounds": args.rounds, "turn_s": args.seconds, "trials": args.trials, "torch_adamw": "fused" if args.fused else "default"}
-    print(_turns.write("step", rows, settings, args.out))
+    print(_turns.write(f"step-{'families' if args.family == 'all' else args.family}", rows, settings, args.out))
 
 
 if __name__ == "__main__":

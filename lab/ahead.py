@@ -9,9 +9,10 @@ import numpy as np
 from lab import bring, ladder, record, skills, target
 from lab.devices import PEAK, Machine
 from lab.errors import UserError
-from lab.fit import Study, Told, formula, warnings
+from lab.fit import Study, Told, formula, lawless, warnings
 from lab.laws.allocation import price
-from lab.laws.fits import LEVEL, Fit
+from lab.laws.epochs import Limited, effective
+from lab.laws.fits import DRAWN, LEVEL, NEAR, Fit, span
 from lab.laws.forecast import LEVELS, Forecast, at_best, forecast, sized
 from lab.laws.worth import REACH, Run, suggest
 from lab.skills import Skill
@@ -123,7 +124,7 @@ def _able(told: Study) -> dict[str, Told]:
     """Arms with a law; UserError where none has."""
     able = {arm: t for arm, t in told.arms.items() if t.laws is not None}
     if not able:
-        raise UserError("no arm has a law to forecast from: " + "; ".join(f"{arm}: {t.refused}" for arm, t in told.arms.items()))
+        raise lawless(told, " to forecast from")
     return able
 
 
@@ -133,12 +134,20 @@ def text(
     to: Mapping[str, Target | str] | None = None,
     machine: Machine | None = None,
     scores: tuple[Skill, ...] = (),
+    unique: float | None = None,
 ) -> str:
     """What `lab forecast` prints of a budget `flops`, or of the runs `to` of each arm.
 
+    Args:
+      unique: distinct examples that there are, where repeats count less than new ones (default: as many as the arm's runs had).
+
     Raises:
-      UserError: no arm has a law.
+      UserError: no arm has a law; `unique` where no arm's repeats count less.
     """
+    if unique is not None and not any(t.laws.limited() for t in _able(told).values()):
+        raise UserError(
+            f"--unique={unique:g} has no meaning here: of no arm it is told that examples which repeat count less than new ones"
+        )
     what = f" at {flops:.3g} training FLOPs" if flops is not None else " of a given run"
     said = [f"{told.metric}{what}; intervals of {' and '.join(f'{v:.0%}' for v in LEVELS)}."]
     if flops is not None and machine:
@@ -148,22 +157,28 @@ def text(
             said += ["", f"{arm}: no forecast: {to[arm]}"]
             continue
         run = to[arm] if to is not None else None
-        first = t.laws.fits[0] if run is None else t.laws.sizes  # a given run is no best of its budget
+        limited, first = (
+            t.laws.limited(unique),
+            (t.laws.first if run is None else t.laws.of_sizes)(unique),
+        )  # a given run is no best of its budget
         if run is None:
             here = at_best(first, flops)
-            lines = _budget(arm, t, forecast(t.laws, flops))
+            lines = _budget(arm, t, forecast(t.laws, flops, unique), first)
         else:
             here = {"params": run.params, "examples": run.examples}
-            lines = _run(arm, t, run) + ([f"  {takes(machine, run.flops)}"] if machine else [])
-        said += ["", *lines, _next(first, here)]
+            lines = _run(arm, t, run, unique) + ([f"  {takes(machine, run.flops)}"] if machine else [])
+        said += ["", *lines, *([_next(first, here)] if limited is None else _spent(limited, here["examples"]))]
         losses = np.concatenate([first.loss(**here), first.losses(**here)[:, 0]])
         for s in scores:
             said += skills.foretold(s, arm, flops if run is None else run.flops, losses, run is not None)
-        said += [f"  {line}" for line in ([t.laws.why] if t.laws.why and run is None else []) + warnings(t.points)]
+        said += [
+            f"  {line}"
+            for line in ([t.laws.why] if t.laws.why and run is None and not limited else []) + warnings(t.points, limited is not None)
+        ]
         if not t.laws.told:
             said.append("  provisional: too few budgets to hold a larger one out")
         said += [f"  {note}" for note in t.notes if note.startswith("left out: ")]
-    if to is None and len({t.laws.fits[0].form for t in _able(told).values()}) > 1:
+    if to is None and len({t.laws.first(unique).form for t in _able(told).values()}) > 1:
         said += [
             "",
             "arms are foretold by different forms here, which differ by more than arms may: hold arms against each other by one form, or by `lab compare`",
@@ -175,17 +190,28 @@ def _span(bounds: tuple[float, float], form: str = ".4g") -> str:
     return ends(bounds, form)
 
 
-def _law(first: Fit, beyond: float) -> str:
+def _spent(f: Limited, examples: float) -> list[str]:
+    """How often the run sees its examples, and what they are worth."""
+    unique = min(f.unique, examples)
+    worth = effective(examples, unique, f.law.draws[:, 5]) / examples
+    said = f"  of {f.unique:.3g} distinct examples, each seen {examples / unique:.3g} times"
+    return [said + (f": worth {_span(span(worth), '.0%')} of as many new ones" if examples > unique else "")]
+
+
+def _law(first: Fit | Limited, beyond: float) -> str:
     far = ": too far to be believed, whatever its intervals" if beyond > FAR else ""
-    return f"  by {first.form} = {formula(first)}, {beyond:.3g} times {'beyond ' * (beyond >= 1)}its largest budget{far}"
+    drawn = (
+        f" (exponents drawn to {NEAR[0]:g} +- {NEAR[1]:g}, as published ones are, for {len(first.points.loss)} points tell little of them)"
+        * (first.form == DRAWN)
+    )
+    return f"  by {first.form} = {formula(first)}{drawn}, {beyond:.3g} times {'beyond ' * (beyond >= 1)}its largest budget{far}"
 
 
-def _budget(arm: str, t: Told, f: Forecast) -> list[str]:
-    first = t.laws.fits[0]
+def _budget(arm: str, t: Told, f: Forecast, first: Fit | Limited) -> list[str]:
     said = [f"{arm}: {f.loss:.4g} ({'; '.join(map(_span, f.law))}); one run {'; '.join(map(_span, f.run))}", _law(first, f.beyond)]
     if f.wrong:
         sizes, data = ("; ".join(_span(s, ".3g") for s in v) for v in (f.params_spans, f.examples_spans))
-        said.append(f"  best N {f.params:.3g} ({sizes}), D {f.examples:.3g} ({data}){' by L(N, D)' * (first.form != 'L(N, D)')}")
+        said.append(f"  best N {f.params:.3g} ({sizes}), D {f.examples:.3g} ({data}){' by L(N, D)' * (len(first.variables) == 1)}")
         prices = ", ".join(f"{k:g} times N {v:+.2%} ({_span(s[-1], '+.2%')})" for k, (v, s) in f.wrong.items())
         said.append(f"  price of another size at the same FLOPs, in loss: {prices}")
     else:
@@ -195,10 +221,10 @@ def _budget(arm: str, t: Told, f: Forecast) -> list[str]:
     return said
 
 
-def _run(arm: str, t: Told, run: Target) -> list[str]:
-    f, first = sized(t.laws, run.flops, run.params, run.examples), t.laws.sizes
+def _run(arm: str, t: Told, run: Target, unique: float | None) -> list[str]:
+    f, first = sized(t.laws, run.flops, run.params, run.examples, unique), t.laws.of_sizes(unique)
     most = f.best
-    loss, spans = most.forms[first.form]
+    loss, spans = most.forms[first.form if first.form in most.forms else t.laws.sizes.form]
     others = {k: v for k, v in most.forms.items() if k != first.form}
     return [
         f"{arm}: {f.loss:.4g} ({'; '.join(map(_span, f.law))}); one run {'; '.join(map(_span, f.run))}",
@@ -226,13 +252,21 @@ def _next(first: Fit, here: dict[str, float]) -> str:
 
 
 def takes(machine: Machine, flops: float) -> str:
-    """Hours, device-hours and cost of training FLOPs, and what was assumed."""
+    """Time, device-time and cost of training FLOPs, and what was assumed."""
     hours = machine.hours(flops)
     cost = "" if machine.price is None else f", {_amount(hours * machine.count * machine.price)} at {machine.price:g} a device-hour"
     return (
-        f"on {machine.count:,} {machine.kind} (published peak {PEAK[machine.kind]:.4g} bf16 FLOP/s each): {_amount(hours)} hours, "
-        f"{_amount(hours * machine.count)} device-hours{cost}, if {machine.mfu:.3g} of the peak is reached, which is assumed"
+        f"on {machine.count:,} {machine.kind} (published peak {PEAK[machine.kind]:.4g} bf16 FLOP/s each): {_time(hours, days=True)}, "
+        f"{_time(hours * machine.count, 'device-')}{cost}, if {machine.mfu:.3g} of the peak is reached, which is assumed"
     )
+
+
+def _time(hours: float, of: str = "", days: bool = False) -> str:
+    """Hours in the unit that suits them; device-time goes up to hours, by which it is paid."""
+    units = {"days": 1 / 24, "hours": 1.0, "minutes": 60.0, "seconds": 3600.0}
+    least = {"days": 48.0 if days else np.inf, "hours": 1.0, "minutes": 1 / 60, "seconds": 0.0}
+    unit = next(u for u, from_ in least.items() if hours >= from_)
+    return f"{_amount(hours * units[unit])} {of}{unit}"
 
 
 def _amount(v: float) -> str:

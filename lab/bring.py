@@ -24,7 +24,11 @@ from lab.laws.points import ALIKE, COLUMNS, NUMBERS
 
 FILE = "points.json"
 SCHEMA = 1
-KEYS = ("run", *COLUMNS)  # what a column may be mapped to
+MORE = {"seconds": "seconds", "unique": "unique", "lr": "rate"}  # what may be told besides -> the table's column
+MEASURED = (*NUMBERS, *MORE)  # what must be above 0 where it is told
+COUNTERS = ("flops", "examples", "seconds", "unique")  # which grow while a run goes on
+KEYS = ("run", *COLUMNS, *MORE)  # what a column may be mapped to
+SHOWN = 3  # runs whose values are wrong that are named
 AT = ("last", "best", "each")
 SIXND = "6ND"
 CONVENTION = "6ND: 6 x params x examples, as mapped"
@@ -67,6 +71,8 @@ def tables(folder: Path) -> dict[str, tuple[dict[str, list], tuple[str, ...]]]:
         rows = [r for r in mine if r["flops"] is not None]
         keep = [k for k in COLUMNS if k != "arm" and (k not in ALIKE or any(r[k] for r in mine))]
         table = {k: [np.nan if k in NUMBERS and r[k] is None else r[k] for r in rows] for k in keep}
+        told = {name: [np.nan if (v := r.get(k)) is None else v for r in rows] for k, name in MORE.items()}  # files of before tell none
+        table |= {k: v for k, v in told.items() if np.isfinite(v).any()}
         gone = [r["run"] for r in mine if r["loss"] is None]
         notes = (f"left out: as diverged, without a finite loss: {', '.join(gone)}",) if gone else ()
         files = [f for f in found["files"] if f["sha256"] in {r["file"] for r in mine}]
@@ -78,67 +84,81 @@ def _where(at: str) -> str:
     return {"last": "each at its last row", "best": "each at its row of least loss", "each": "a row each"}[at]
 
 
-def add(files: Sequence[str], folder: Path, how: How) -> list[str]:
+def add(files: Sequence[str], folder: Path, how: How, wrong: Sequence[str] = ()) -> list[str]:
     """Bring runs of files into a folder, which is made where there is none; nothing is written where anything is wrong.
+
+    Args:
+      wrong: what the caller found wrong of the settings, to be told with the rest.
 
     Returns:
       What is to be told, a line each.
 
     Raises:
-      UserError: a file, column or value that cannot be read; a file read otherwise before, a run that is there, or FLOPs of another convention.
+      UserError: all that is wrong: settings, files, columns and values that cannot be read; a file read otherwise before, a run that is there, or FLOPs
+        of another convention.
     """
-    _checked(how)
-    folder = Path(folder)
+    folder, wrong = Path(folder), [*wrong, *_wrong(how)]
     if (folder / "study.json").exists():
-        raise UserError(f"--to {str(folder)!r} is a study of the lab's own; give runs of others a folder of their own")
+        wrong.append(f"--to {str(folder)!r} is a study of the lab's own; give runs of others a folder of their own")
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--to {str(folder)!r} is a file; runs are brought into a folder")
-    readers = [_reader(Path(f)) for f in files]
-    if how.join:
-        _reader(Path(how.join))
+        wrong.append(f"--to {str(folder)!r} is a file; runs are brought into a folder")
+    tables = [_collected(wrong, _columns, path, how, wrong) for path in files]
+    if wrong:
+        raise UserError("; ".join(dict.fromkeys(wrong)))
     folder.mkdir(parents=True, exist_ok=True)
     with record.Lock(folder):
         now = read(folder) if has(folder) else {"schema": SCHEMA, "metric": how.map["loss"], "files": [], "runs": []}
         said = []
-        for path, reader in zip(files, readers, strict=True):
+        for path, table in zip(files, tables, strict=True):
             mark, settings = _digest(Path(path)), json.loads(json.dumps(how._asdict()))
             settings |= {"join_sha256": sha256(Path(how.join))} if how.join else {}
             if before := next((f for f in now["files"] if f["sha256"] == mark), None):
                 if {k: before.get(k, "") for k in settings} != settings:
-                    raise UserError(f"file {path!r} is in {str(folder)!r} already, read otherwise; to read it anew delete {folder / FILE}")
+                    wrong.append(f"file {path!r} is in {str(folder)!r} already, read otherwise; to read it anew delete {folder / FILE}")
                 said.append(f"{path}: there already")
                 continue
-            runs = _runs(path, reader, how)
-            _joins(runs, now["runs"], str(folder))
+            if (runs := _collected(wrong, _runs, path, table, how)) is None or _collected(
+                wrong, _joins, runs, now["runs"], str(folder)
+            ) is None:
+                continue
             now["runs"] += [r | {"file": mark} for r in runs]
             now["files"].append({"file": path, "sha256": mark, "runs": len(runs)} | settings)
             said += _told(path, runs)
+        if wrong:
+            raise UserError("; ".join(wrong))
         write_json(folder / FILE, now)
     arms = sorted({r["arm"] for r in now["runs"]})
     return [*said, f"{folder}: {len(now['runs'])} runs; arms: {', '.join(arms)}"]
 
 
-def _checked(how: How) -> None:
-    """UserError where the settings do not go together."""
+def _collected(wrong: list[str], call: Callable, *args: Any) -> Any:
+    """What a call gives; None where it raises a UserError, which joins those that are wrong."""
+    try:
+        return call(*args)
+    except UserError as e:
+        wrong.append(str(e))
+        return None
+
+
+def _wrong(how: How) -> Iterator[str]:
+    """Why the settings do not go together."""
     for key in how.map:
         if key not in KEYS:
-            raise unknown("--map: column of the table", key, KEYS)
+            yield str(unknown("--map: column of the table", key, KEYS))
     if "loss" not in how.map:
-        raise UserError("--map loss=COLUMN is missing; a law of loss needs it")
+        yield "--map loss=COLUMN is missing; a law of loss needs it"
     if how.at not in AT:
-        raise unknown("--at", how.at, AT)
+        yield str(unknown("--at", how.at, AT))
     if how.flops not in ("", SIXND):
-        raise unknown("--flops", how.flops, [SIXND])
+        yield str(unknown("--flops", how.flops, [SIXND]))
     if ("flops" in how.map) == bool(how.flops):
-        raise UserError(
-            f"FLOPs are told by either --map flops=COLUMN or --flops {SIXND}; {'both were' if how.flops else 'neither was'} given"
-        )
+        yield f"FLOPs are told by either --map flops=COLUMN or --flops {SIXND}; {'both were' if how.flops else 'neither was'} given"
     if how.flops and (missing := [k for k in ("params", "examples") if k not in how.map]):
-        raise UserError(f"--flops {SIXND} needs --map {missing[0]}=COLUMN")
+        yield f"--flops {SIXND} needs {' and '.join(f'--map {k}=COLUMN' for k in missing)}"
     if (bool(how.convention) + bool(how.flops) + ("convention" in how.map)) > 1:
-        raise UserError(f"how FLOPs are counted is told once: by --convention, --map convention=COLUMN or --flops {SIXND}")
+        yield f"how FLOPs are counted is told once: by --convention, --map convention=COLUMN or --flops {SIXND}"
     if how.arm and "arm" in how.map:
-        raise UserError("the arm is told once: by --arm or --map arm=COLUMN")
+        yield "the arm is told once: by --arm or --map arm=COLUMN"
 
 
 def _csv(path: Path, wanted: set[str]) -> tuple[list[str], Values]:
@@ -280,26 +300,33 @@ def _joined(path: str, names: list[str], found: Values, how: How) -> tuple[list[
     return [*names, *(n for n in more_names if n != key)], found | {n: [v[i] for i in at] for n, v in more.items() if n != key}
 
 
-def _columns(path: str, reader: Callable, how: How) -> Values:
-    """Key of the map -> the file's values."""
-    names, found = _table(path, reader, set(how.map.values()))
+def _columns(path: str, how: How, wrong: list[str]) -> Values:
+    """Key of the map -> the file's values; what is wrong with single columns joins `wrong`. Subfolders of event files are runs unless a column tells."""
+    reader = _reader(Path(path))
+    columns = {RUN: RUN, **how.map} if reader is _events else how.map
+    names, found = _table(path, reader, set(columns.values()))
     if how.join:
-        names, found = _joined(path, names, found, how)
-    for key, name in how.map.items():
-        if name not in found:
-            raise unknown(f"--map {key}: column of {path!r}", name, names)
-        if names.count(name) > 1:
-            raise UserError(f"--map {key}: file {path!r} has {names.count(name)} columns {name!r}")
-    if not found[how.map["loss"]]:
+        names, found = _joined(path, names, found, how._replace(map=columns))
+    if found and not next(iter(found.values())):
         raise UserError(f"file {path!r} has no rows")
     out = {}
-    for key, name in how.map.items():
+    for key, name in columns.items():
+        if name not in found:
+            wrong.append(str(unknown(f"--map {key}: column of {path!r}", name, names)))
+            continue
+        if names.count(name) > 1:
+            wrong.append(f"--map {key}: file {path!r} has {names.count(name)} columns {name!r}")
+            continue
         values = [None if v is None or (isinstance(v, str) and v.strip().lower() in ABSENT) else v for v in found[name]]
-        if key in NUMBERS or key == "seed":
-            out[key] = [v if v is None else _number(v, f"file {path!r}, row {i + 1}: {name!r}") for i, v in enumerate(values)]
+        if key in MEASURED or key == "seed":
+            out[key] = _collected(wrong, _numbers, values, f"file {path!r}", name)
         else:
             out[key] = [v if v is None else str(v) for v in values]
     return out
+
+
+def _numbers(values: list, file: str, name: str) -> list[float | None]:
+    return [v if v is None else _number(v, f"{file}, row {i + 1}: {name!r}") for i, v in enumerate(values)]
 
 
 def _number(value: Any, where: str) -> float:
@@ -311,16 +338,13 @@ def _number(value: Any, where: str) -> float:
         raise UserError(f"{where} is {value!r}; expected a number") from None
 
 
-def _runs(path: str, reader: Callable, how: How) -> list[dict]:
-    """A row of the table for every run of a file, or of a folder of event files, whose subfolders are runs unless a column tells."""
-    if reader is _events:
-        how = how._replace(map={RUN: RUN, **how.map})
-    values = _columns(path, reader, how)
+def _runs(path: str, values: Values, how: How) -> list[dict]:
+    """A row of the table for every run of a file, or of a folder of event files."""
     groups: dict[str, list[int]] = {}
     for i in range(len(values["loss"])):
         if "run" in values:
             if (name := values["run"][i]) is None:
-                raise UserError(f"file {path!r}, row {i + 1}: {how.map['run']!r} is empty; every row is of a run")
+                raise UserError(f"file {path!r}, row {i + 1}: {how.map.get(RUN, RUN)!r} is empty; every row is of a run")
         else:
             name = f"{path} row {i + 1}" if how.at == "each" else path
         groups.setdefault(name, []).append(i)
@@ -328,35 +352,42 @@ def _runs(path: str, reader: Callable, how: How) -> list[dict]:
         raise UserError(
             f"file {path!r}: run {several[0]!r} has {len(groups[several[0]])} rows, where --at each has every row a run of its own"
         )
-    return [_run(path, name, {k: [v[i] for i in rows] for k, v in values.items()}, how) for name, rows in groups.items()]
+    wrong: list[str] = []
+    out = [_collected(wrong, _run, path, name, {k: [v[i] for i in rows] for k, v in values.items()}, how) for name, rows in groups.items()]
+    if wrong:
+        rest = len(wrong) - SHOWN
+        raise UserError("; ".join(wrong[:SHOWN]) + (f"; and {rest} more runs of {path!r} have such" if rest > 0 else ""))
+    return out
 
 
 def _run(path: str, name: str, rows: Values, how: How) -> dict:
     """The table's row of a run: its end, and what it says of itself once."""
-    loss = rows["loss"]
+    loss, wrong = rows["loss"], []
     logged = [i for i, v in enumerate(loss) if v is not None]
     gone = not logged or not math.isfinite(loss[logged[-1]])
     at = logged[-1] if logged else len(loss) - 1
     if how.at == "best" and not gone:
         at = min((i for i in logged if math.isfinite(loss[i])), key=loss.__getitem__)
     out = {"run": name, "loss": None if gone else loss[at]}
-    for key in ("params", "seed", "arm", *ALIKE):
+    for key in ("params", "seed", "arm", "lr", *ALIKE):
         several = list(dict.fromkeys(v for v in rows.get(key, []) if v is not None))
         if len(several) > 1:
-            advice = "" if "run" in how.map else "; runs are told apart by --map run=COLUMN, or by --at each where every row is a run's end"
+            advice = "" if "run" in rows else "; runs are told apart by --map run=COLUMN, or by --at each where every row is a run's end"
             raise UserError(f"file {path!r}: run {name!r} has several {how.map[key]!r} ({several[0]}, {several[1]}, ...){advice}")
         out[key] = several[0] if several else None
-    for key in ("flops", "examples"):  # counters: as far as they had come, in rows of their own it may be
+    for key in COUNTERS:  # as far as they had come, in rows of their own it may be
         out[key] = next((v for v in reversed(rows.get(key, [])[: at + 1]) if v is not None), None)
     if how.flops and None not in (out["params"], out["examples"]):
         out["flops"] = 6.0 * out["params"] * out["examples"]
-    for key in NUMBERS:
+    for key in MEASURED:
         value, column = out[key], how.map.get(key, f"flops by {SIXND}")
-        needed = not gone and (key in how.map or key == "flops")
+        needed = (not gone or key == "lr") and (key in how.map or key == "flops")
         if needed and (value is None or not math.isfinite(value) or value <= 0):
-            raise UserError(
-                f"file {path!r}: run {name!r} has {'no' if value is None else f'{value:g} of'} {column!r} at its end; {key} must be above 0"
-            )
+            wrong.append(f"run {name!r} has {'no' if value is None else f'{value:g} of'} {column!r} at its end; {key} must be above 0")
+    if wrong:
+        raise UserError(f"file {path!r}: {', and '.join(wrong)}")
+    if None not in (out["unique"], out["examples"]):  # a set's size, of which a run may have seen a part
+        out["unique"] = min(out["unique"], out["examples"])
     if gone and (out["flops"] is None or not math.isfinite(out["flops"])):
         out["flops"] = None
     if out["seed"] is not None and not out["seed"].is_integer():
@@ -365,8 +396,8 @@ def _run(path: str, name: str, rows: Values, how: How) -> dict:
     return out | {"seed": int(out["seed"] or 0), "arm": how.arm or out["arm"] or WHOLE, "convention": told}
 
 
-def _joins(runs: list[dict], there: list[dict], folder: str) -> None:
-    """UserError where runs cannot stand in one table with those that are there."""
+def _joins(runs: list[dict], there: list[dict], folder: str) -> bool:
+    """True; UserError where runs cannot stand in one table with those that are there."""
     names = {r["run"] for r in there}
     if again := [r["run"] for r in runs if r["run"] in names]:
         raise UserError(f"run {again[0]!r} is in {folder!r} already, from another file: it would count twice")
@@ -374,6 +405,7 @@ def _joins(runs: list[dict], there: list[dict], folder: str) -> None:
         raise UserError(
             f"FLOPs of {folder!r} would be of two conventions, {several[0]!r} and {several[1]!r}; a law is of one: give each a folder"
         )
+    return True
 
 
 def _told(path: str, runs: list[dict]) -> list[str]:

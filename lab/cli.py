@@ -90,6 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     ahead.add_argument("--flops", type=float, help="training FLOPs of the run, such as 1e20")
     about = "experiment file, or keys in place of the arm's own, such as model.width=1024,train.steps=100000, or params=1e9,examples=2e10"
     ahead.add_argument("--to", action="append", default=[], metavar="CONFIG", help=f"the run itself: {about}")
+    about = "distinct examples that the run has, where repeats count less than new ones (default: as many as the runs of the records had)"
+    ahead.add_argument("--unique", type=float, metavar="EXAMPLES", help=about)
     ahead.add_argument("--on", metavar="DEVICE[:COUNT]", help="tell hours on so many devices, such as v5p:64; wants --mfu")
     ahead.add_argument("--mfu", type=float, help="--on: share of the published peak that is assumed to be reached, such as 0.4")
     ahead.add_argument("--price", type=float, help="--on: of a device-hour")
@@ -114,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     brought.add_argument("files", nargs="+", metavar="FILE", help=".csv, .parquet or .jsonl, or a folder of TensorBoard's runs")
     brought.add_argument("--to", required=True, metavar="DIR", help="folder of the runs, made where there is none, else added to")
-    about = "loss, flops, params, examples, run, arm, seed, convention, device, precision or data, and the files' column of it"
+    about = "loss, flops, params, examples, run, arm, seed, seconds, unique, lr, convention, device, precision or data, and the files' column of it"
     brought.add_argument("--map", action="append", default=[], metavar="KEY=COLUMN", help=about)
     brought.add_argument("--at", default="last", help="a run's end: its last row, its best, or each row a run's (default: last)")
     brought.add_argument("--flops", default="", metavar="6ND", help="make FLOPs of params and examples where no column has them")
@@ -434,6 +436,8 @@ def _fit(args: argparse.Namespace) -> None:
             print(f"figure: {skills.figure(s, out.with_name(f'{out.stem}-{s.column}{out.suffix}'))}")
     if args.points:
         print(f"points: {fit.write_points(told, Path(args.points))}")
+    if not any(t.laws for t in told.arms.values()):
+        raise fit.lawless(told)
     if args.methods:
         print(f"\n{fit.methods(told)}")
 
@@ -443,15 +447,16 @@ def _records(args: argparse.Namespace) -> None:
         raise unknown("lab records", args.action, ["add"])
     from lab import bring
 
-    columns = {}
+    columns, wrong = {}, []
     for text in args.map:
         key, _, column = text.partition("=")
         if not column or key in columns:
-            raise UserError(
+            wrong.append(
                 f"--map {text!r} {'names a key twice' if key in columns else 'is malformed'}; expected KEY=COLUMN such as loss=val/loss"
             )
-        columns[key] = column
-    print("\n".join(bring.add(args.files, Path(args.to), bring.How(columns, args.at, args.flops, args.convention, args.arm, args.join))))
+        columns.setdefault(key, column)
+    how = bring.How({k: v for k, v in columns.items() if v}, args.at, args.flops, args.convention, args.arm, args.join)
+    print("\n".join(bring.add(args.files, Path(args.to), how, wrong)))
 
 
 def _forecast(args: argparse.Namespace) -> None:
@@ -459,6 +464,8 @@ def _forecast(args: argparse.Namespace) -> None:
         raise UserError(f"lab forecast wants either --flops or --to, {'both were' if args.to else 'neither was'} given")
     if args.flops is not None and not 0 < args.flops < float("inf"):
         raise UserError(f"--flops={args.flops} must be above 0")
+    if args.unique is not None and not 1 <= args.unique < float("inf"):
+        raise UserError(f"--unique={args.unique} must be at least 1 example")
     for key, value in (("--mfu", args.mfu), ("--price", args.price)):
         if value is not None and args.on is None:
             raise UserError(f"{key}={value} is of devices; name them by --on, such as --on v5p:64")
@@ -470,7 +477,7 @@ def _forecast(args: argparse.Namespace) -> None:
     to = None
     if given:
         to = ahead.targets(folder, told, Path(given[0]) if len(given) == 1 and "=" not in given[0] else dict(map(_option, given)))
-    print(ahead.text(told, args.flops, to, on or None, scores))
+    print(ahead.text(told, args.flops, to, on or None, scores, args.unique))
 
 
 def _compare(args: argparse.Namespace) -> None:

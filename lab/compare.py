@@ -13,7 +13,7 @@ from lab.laws.fits import LEVEL, span
 from lab.laws.forecast import frontier
 from lab.laws.joint import Joint
 from lab.laws.joint import fit as together
-from lab.laws.multiplier import HOLDS, UNSURE, Multiplier, common, multiplier
+from lab.laws.multiplier import CROSSES, HOLDS, UNSURE, Multiplier, common, multiplier
 from lab.laws.points import ALIKE, Points, points
 
 ACROSS = ("device", "precision", "metric")  # what may differ where it is asked for; `metric` is then two names of one loss
@@ -160,13 +160,22 @@ def text(f: Found) -> str:
     else:
         devices = [sorted(set(map(str, x.table.get("device", ["?"])))) for x in (f.base, f.arm)]
         where = f"on {devices[0][0]}" if devices[0] == devices[1] else f"{base} on {devices[0][0]}, {arm} on {devices[1][0]}"
-        said.append(f"  by device-seconds: at {s.high:.3g} s of {base} k = {_at(s, s.high)}; {_verdict(s)} ({where})")
+        said.append(f"  by device-seconds: at {s.high:.3g} s of {base} k = {_at(s, s.high)}; {_verdict(s, ' s')} ({where})")
     said.append(f"  no worths of parameters and examples: {f.alone}" if f.joint is None else _worths(f))
     level = "floor known" if f.floor is not None else "one floor for both, fitted"
     said.append(f"  best of {len(f.ends[0].loss)} and {len(f.ends[1].loss)} budgets; {level}; noise shared by seed: {m.shared:.2f}")
+    if repeat := [f"{often:.3g} times of {s.name}" for s in (f.base, f.arm) if (often := _often(s.table)) > 1]:
+        said.append(f"  note: examples repeat, up to {' and '.join(repeat)}; k goes by examples seen, as if all were new")
     if f.untold:
         said.append(f"  not told of both, and taken to be alike: {', '.join(f.untold)}")
     return "\n".join(said + [f"  {side.name}: {note}" for side in (f.base, f.arm) for note in side.notes])
+
+
+def _often(table: dict[str, list]) -> float:
+    """How often a run saw its examples at most; 1 where it is not told."""
+    if not {"examples", "unique"} <= set(table):
+        return 1.0
+    return float(np.nanmax(np.asarray(table["examples"], float) / np.asarray(table["unique"], float), initial=1.0))
 
 
 def _at(m: Multiplier, flops: float) -> str:
@@ -189,7 +198,10 @@ def _worths(f: Found) -> str:
     return f"  by L(N, D): {', '.join(told)}, {where}" + ("" if j.one_floor else f"; floors are not one (p = {j.floors:.2g})")
 
 
-def _verdict(m: Multiplier) -> str:
+def _verdict(m: Multiplier, unit: str = "") -> str:
+    if m.verdict == CROSSES:
+        small, large = ("saves", "costs") if m.at(m.high)[0] < 1 else ("costs", "saves")
+        return f"it {small} at small scale and {large} at large: k crosses 1 near {m.crosses:.2g}{unit}"
     return f"it {m.verdict if m.verdict != UNSURE else UNSURE + ' whether k holds'}"
 
 

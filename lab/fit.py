@@ -61,8 +61,10 @@ def _told(kind: str, table: dict, notes: tuple[str, ...], floor: float | None) -
         return Told(p, None, kind, notes, str(e))
 
 
-def formula(f: Fit) -> str:
+def formula(f: Fit | epochs.Limited) -> str:
     """'0.31 + 4.2 N^-0.32 + 8.1 D^-0.41'."""
+    if isinstance(f, epochs.Limited):
+        return _formula(f.law)
     parts = [f"{f.value[0]:.4g}"] if FORMS[f.form].floor else []
     return " + ".join(parts + [f"{s:.4g} {NAMES[v]}^-{e:.3g}" for s, v, e in zip(f.scales, f.variables, f.exponents, strict=True)])
 
@@ -95,17 +97,21 @@ def _profiles(f: Fit) -> str:
     return f"  by profile likelihood: {'; '.join(said)}" + ("; seeds' own levels are no part of these" if f.points.offset else "")
 
 
+def _formula(f: epochs.Repeats) -> str:
+    (a, b), (p, q) = f.scales, f.value[3:5]
+    return f"{f.value[0]:.4g} + {a:.4g} N^-{p:.3g} + {b:.4g} D'^-{q:.3g}, D' = U + U R* (1 - exp(-(D / U - 1) / R*)), R* = {f.repeats:.3g}"
+
+
 def _repeats(f: epochs.Repeats, plain: float) -> Iterator[str]:
     """The law of N, D and U; `plain` is what L(N, D) leaves of a point."""
-    (a, b), (p, q) = f.scales, f.value[3:5]
-    yield f"{epochs.FORM} = {f.value[0]:.4g} + {a:.4g} N^-{p:.3g} + {b:.4g} D'^-{q:.3g}, D' = U + U R* (1 - exp(-(D / U - 1) / R*)), R* = {f.repeats:.3g}"
+    yield f"{epochs.FORM} = {_formula(f)}"
     low, high = f.interval(5)
     said = f"R* {low:.3g} to {'unbounded' if np.isinf(high) else f'{high:.3g}'}; exponent of N {_exponent(f.interval(3))}; exponent of D' {_exponent(f.interval(4))}"
     yield f"  {LEVEL:.0%} intervals: {said}; points lie {f.sd:.2%} from it, and {plain:.2%} from L(N, D)"
     most = float((f.points.examples / f.points.unique).max())
     spent = epochs.effective(most, 1.0, f.draws[:, 5]) / most
     if f.less:
-        yield f"  repeats count less than new examples (p = {f.chance:.2g}): examples seen {most:.3g} times are worth {_span(span(spent), '.0%')} of as many new ones, so L(N, D) is not to go by"
+        yield f"  repeats count less than new examples (p = {f.chance:.2g}): examples seen {most:.3g} times are worth {_span(span(spent), '.0%')} of as many new ones, so forecasts go by this law and not by L(N, D)"
     else:
         yield f"  repeats are not told from new examples (p = {f.chance:.2g})"
 
@@ -118,7 +124,7 @@ def text(folder: Path, told: Study, profiles: bool = False) -> str:
         if t.laws is None:
             said += [f"  no law: {t.refused}", *_notes(t)]
             continue
-        of_repeats = None if epochs.refused(t.points, told.floor) else epochs.fit(t.points, told.floor)
+        of_repeats = t.laws.repeats
         said += [f"  {warning}" for warning in warnings(t.points, of_repeats is not None)]
         for f in t.laws.fits:
             said += [f"  {line}" for line in _law(f)] + ([f"  {_profiles(f)}"] if profiles else [])
@@ -268,12 +274,13 @@ def methods(told: Study) -> str:
         lines.append(f"Scaling Lab {f.code}, numpy {np.__version__}, scipy {scipy.__version__}; SHA-256 of the runs {p.data}.")
         said.append(" ".join(lines))
     if not said:
-        raise _lawless(told, "describe")
+        raise lawless(told, " to describe")
     return "\n\n".join(said)
 
 
-def _lawless(told: Study, what: str) -> UserError:
-    return UserError(f"no arm has a law to {what}: " + "; ".join(f"{arm}: {t.refused}" for arm, t in told.arms.items()))
+def lawless(told: Study, what: str = "") -> UserError:
+    """The error that no arm has a law, and why."""
+    return UserError(f"no arm has a law{what}: " + "; ".join(f"{arm}: {t.refused}" for arm, t in told.arms.items()))
 
 
 def write_points(told: Study, path: Path) -> Path:
@@ -322,6 +329,6 @@ def figure(told: Study, path: Path) -> Path:
         rows = [forecast(t.laws, c) for c in span_]
         bands[arm] = span_, *(np.array(v) for v in zip(*((r.loss, *r.law[-1]) for r in rows), strict=True))
     if not shown:
-        raise _lawless(told, "draw")
+        raise lawless(told, " to draw")
     with figures.style():
         return figures.save(figures.band(shown, bands, told.metric, told.floor), Path(path))

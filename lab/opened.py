@@ -95,13 +95,17 @@ class Records:
         told = fit.read(self.folder, arm)
         return Laws(told, fit.text(self.name, told), _law(told))
 
-    def forecast(self, flops: float, arm: str = "") -> Answer:
-        """What a budget of training FLOPs will buy, as `lab forecast`; `told` has a `lab.laws.forecast.Forecast` an arm."""
+    def forecast(self, flops: float, arm: str = "", unique: float | None = None) -> Answer:
+        """What a budget of training FLOPs will buy, as `lab forecast`; `told` has a `lab.laws.forecast.Forecast` an arm.
+
+        Args:
+          unique: distinct examples that there are, as `lab forecast --unique`.
+        """
         if not flops > 0:
             raise UserError(f"flops={flops!r} must be above 0")
         told = fit.read(self.folder, arm)
-        text = ahead.text(told, flops)
-        return Answer({a: forecast(t.laws, flops) for a, t in told.arms.items() if t.laws}, text, _law(told))
+        text = ahead.text(told, flops, unique=unique)
+        return Answer({a: forecast(t.laws, flops, unique) for a, t in told.arms.items() if t.laws}, text, _law(told))
 
     def compare(self, base: str = "", arm: str = "", other: "Records | None" = None) -> Answer:
         """How many times fewer FLOPs `arm`, here or in another folder, needs for what `base` reaches, as `lab compare`; `told` is a `lab.compare.Found`."""

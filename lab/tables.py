@@ -35,7 +35,7 @@ def read(folder: Path) -> Folder:
     """Tables of every arm: at every size and horizon the trials of the best hyperparameters; runs of others as they are."""
     folder = Path(folder)
     if bring.has(folder):
-        return Folder(bring.read(folder)["metric"], None, {arm: Arm("", *told) for arm, told in bring.tables(folder).items()})
+        return Folder(bring.read(folder)["metric"], None, {arm: Arm("", *_tuned(*told)) for arm, told in bring.tables(folder).items()})
     study = record.read_study(folder)
     metric, known = study["config"]["eval"]["metric"], ladder.floor(study)
     return Folder(metric, known and known[0], _arms(folder, study, metric))
@@ -45,11 +45,16 @@ def trials(folder: Path) -> Folder:
     """Tables of every arm with all finished trials of a study and a column of their learning rate, whatever their grid; those that diverged have no loss.
 
     Raises:
-      UserError: runs of others, which tell no learning rate, or another hyperparameter that was swept beside it.
+      UserError: runs of others that tell no learning rate, or another hyperparameter that was swept beside it.
     """
     folder = Path(folder)
     if bring.has(folder):
-        raise UserError("--rate reads the trials of a study, and these are runs of others, whose columns tell no learning rate")
+        found = bring.tables(folder)
+        if without := [arm for arm, (table, _) in found.items() if not np.isfinite(table.get(bring.MORE["lr"], [np.nan])).all()]:
+            raise UserError(
+                f"--rate: runs of {', '.join(without)} do not all tell their learning rate; `lab records add --map lr=COLUMN` brings it"
+            )
+        return Folder(bring.read(folder)["metric"], None, {arm: Arm("", *told) for arm, told in found.items()})
     study = record.read_study(folder)
     if more := [k for k, n in ladder.numbers(study).items() if k.startswith(TUNED) and n > 1 and k != RATE]:
         raise UserError(f"--rate fits one law of {RATE}, and {', '.join(more)} was swept beside it")
@@ -135,6 +140,28 @@ def _arms(folder: Path, study: dict, metric: str, all_rates: bool = False) -> di
         table = {k: [r[k] for r in rows] for k in (*COLUMNS, *["rate"] * all_rates)}
         out[arm] = Arm(kinds[arm], table, tuple(notes))
     return out
+
+
+def _tuned(table: dict[str, list], notes: tuple[str, ...]) -> tuple[dict[str, list], tuple[str, ...]]:
+    """The table of runs of others, whose runs that tell their learning rate are those of the best at every size and horizon."""
+    table, name = dict(table), bring.MORE["lr"]
+    rates = table.pop(name, [np.nan])
+    if not np.isfinite(rates).all():
+        some = "note: not all runs tell their learning rate, so at no size is the best of several looked for"
+        return table, (*notes, some) if np.isfinite(rates).any() else notes
+    cells: dict[tuple, list[dict]] = {}
+    for rate, *values in zip(rates, *table.values(), strict=True):
+        row = dict(zip(table, values, strict=True))
+        cells.setdefault(tuple(np.nan_to_num([row.get(k, 0.0) for k in ("flops", "params", "examples", "unique")])), []).append(
+            row | {"at": (rate,)}
+        )
+    rows, more = [], []
+    for mine in cells.values():
+        kept, odd = _best(mine)
+        rows += kept
+        if odd:
+            more.append(f"{'note' if kept else 'left out'}: {mine[0]['flops']:.3g} FLOPs, {mine[0]['params']:.3g} parameters: {odd}")
+    return {k: [r[k] for r in rows] for k in table}, (*notes, *more)
 
 
 def _best(trials: list[dict]) -> tuple[list[dict], str]:

@@ -99,3 +99,16 @@ def test_noise_has_what_its_sizes_tell_of():
     assert not batch["text"][:, 3:].any()
     assert [batch[k].max() for k in ("label", "tokens", "text")] == [3, 8, 6]
     assert step.families() == ["decoder", "dit", "mmdit", "pixart"]
+
+
+@pytest.mark.parametrize("family, file", [("mmdit", "step-mmdit"), ("dit", "step-dit"), ("all", "step-families")])
+def test_a_familys_steps_are_written_under_its_name(family, file, tmp_path, monkeypatch):
+    """One family's result overwrites no other's; times are planted, so that PyTorch is not needed."""
+    row = {"tokens": 64, "parameters": 1, "lab_ms": 1.0, "torch_ms": 2.0, "population_ms_a_trial": 1.0}
+    row |= {"ratio": (0.5, 0.5, 0.5), "ratio_a_trial": (0.5, 0.5, 0.5)}
+    monkeypatch.setattr(step, "chosen", lambda args: [("mmdit", 64, 64)])
+    monkeypatch.setattr(step, "duel", lambda family, width, tokens, args: row | {"family": family, "width": width})
+    monkeypatch.setattr(sys, "argv", ["step.py", "--family", family, "--rounds", "1", "--out", str(tmp_path)])
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    step.main()
+    assert [p.name.rsplit("-", 1)[0] for p in tmp_path.iterdir()] == [file]

@@ -8,6 +8,7 @@ parabolas where a and b differ, so it is off even without noise, by more the wid
 parabola make of the fitted law, whose optimum is known, is that bias, and is taken off.
 """
 
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -105,15 +106,18 @@ def profiles(p: Points, law: Fit | None = None) -> Profiles:
         mine = group == g
         flops = float(np.exp(np.log(p.flops[mine]).mean()))
         if len(np.unique(p.params[mine])) < 3:
-            left.append(f"budget {flops:.3g}: fewer than three sizes")
+            left.append((flops, "fewer than three sizes"))
             continue
         (at,), (bent,) = vertices(x[mine], p.loss[None, mine], np.zeros(mine.sum(), int))
         if bent[0] <= 0 or not x[mine].min() < at[0] < x[mine].max():
-            left.append(f"budget {flops:.3g}: no minimum among its sizes")
+            left.append((flops, "no minimum among its sizes"))
             continue
         keep.append(g)
     if len(keep) < 2:
-        raise UserError(f"isoFLOP profiles need two budgets with a minimum among three sizes, and there are {len(keep)}: {'; '.join(left)}")
+        why = ", ".join(f"{n} with {reason}" for reason, n in Counter(reason for _, reason in left).items())
+        raise UserError(
+            f"isoFLOP profiles need two budgets with a minimum among three sizes, and there are {len(keep)} of {len(keep) + len(left)} ({why})"
+        )
     inside = np.isin(group, keep)
     group, x = np.searchsorted(keep, group[inside]), x[inside]
     flops = np.exp(np.bincount(group, np.log(p.flops[inside])) / np.bincount(group))
@@ -129,7 +133,8 @@ def profiles(p: Points, law: Fit | None = None) -> Profiles:
     draws = found + again - best(law.value[None], law.centre, cost, flops)
     logs = np.log(flops) - np.log(flops).mean()
     slope, slopes = (v @ logs / (logs @ logs) for v in (found, draws))
-    return Profiles(flops, np.exp(found), draws, bias, float(slope), slopes[np.isfinite(slopes)], tuple(left))
+    out = tuple(f"budget {c:.3g}: {reason}" for c, reason in left)
+    return Profiles(flops, np.exp(found), draws, bias, float(slope), slopes[np.isfinite(slopes)], out)
 
 
 class Envelope(NamedTuple):

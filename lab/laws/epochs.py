@@ -14,6 +14,7 @@ import numpy as np
 from scipy.stats import f as fisher
 
 from lab.errors import UserError
+from lab.laws.allocation import Price
 from lab.laws.fits import DRAWS, LEVEL, noises, refusal, span
 from lab.laws.points import Points
 from lab.laws.solve import LEAST, MOST, descend, losses, solve
@@ -22,6 +23,7 @@ FORM = "L(N, D, U)"
 ALIKE = 0.05  # p-value below which repeats count less than new examples
 FADES = np.concatenate([[0.0], np.geomspace(0.01, 10.0, 13)])  # 1 / R* tried; the last is the most, where a first repeat is worth a tenth
 REPEATED, TIMES = 4, 1.05  # least number of points in which examples repeat, and how often they are seen in one of them
+REACH, SIZES = np.log(1e4), 121  # best sizes are looked for so far from the points' middle, and among so many
 SCALES = np.array([False, True, True, False, False, False])
 LOW, HIGH = np.array([0.0] * 3 + [LEAST] * 2 + [0.0]), np.array([np.inf] * 3 + [MOST] * 2 + [FADES[-1]])
 
@@ -57,6 +59,7 @@ class Repeats(NamedTuple):
     draws: np.ndarray  # [draws, 6]
     centre: np.ndarray  # [2] log N and log D
     sd: float  # relative: what the law leaves of a point
+    freedom: int  # with which it is known
     chance: float  # p-value of repeats that count as new; NaN where R* was given
     given: bool  # R* was
     points: Points
@@ -81,13 +84,65 @@ class Repeats(NamedTuple):
         low, high = span(self.draws[:, index], level)
         return (_reciprocal(high), _reciprocal(low)) if index == 5 else (low, high)
 
-    def losses(self, params: float, examples: float, unique: float) -> np.ndarray:
+    def losses(self, params: np.ndarray, examples: np.ndarray, unique: np.ndarray) -> np.ndarray:
         """[draws, points] loss of every draw."""
         return _at(self.draws, self.centre, params, examples, unique)
 
-    def loss(self, params: float, examples: float, unique: float) -> np.ndarray:
+    def loss(self, params: np.ndarray, examples: np.ndarray, unique: np.ndarray) -> np.ndarray:
         """[points]"""
         return _at(self.value[None], self.centre, params, examples, unique)[0]
+
+
+class Limited(NamedTuple):
+    """L(N, D, U) where no more than `unique` distinct examples are to be had: a law of N and D."""
+
+    law: Repeats
+    unique: float | np.ndarray  # [points] for one of each of so many points
+
+    form = FORM
+    variables = ("params", "examples")
+
+    @property
+    def sd(self) -> float:
+        """Relative: what the law leaves of a point."""
+        return self.law.sd
+
+    @property
+    def freedom(self) -> int:
+        """With which that is known."""
+        return self.law.freedom
+
+    @property
+    def points(self) -> Points:
+        """That it was fitted to."""
+        return self.law.points
+
+    def losses(self, params: np.ndarray, examples: np.ndarray) -> np.ndarray:
+        """[draws, points] loss of every draw."""
+        return self.law.losses(params, examples, np.minimum(self.unique, examples))
+
+    def loss(self, params: np.ndarray, examples: np.ndarray) -> np.ndarray:
+        """[points]"""
+        return self.law.loss(params, examples, np.minimum(self.unique, examples))
+
+    def best(self, cost: Price, flops: float) -> tuple[float, np.ndarray]:
+        """Log of compute-optimal params, and of every draw [draws]; no formula has it where examples repeat, so the lowest of many sizes, and the parabola there."""
+        around = np.log(self.points.params).mean() + 0.5 * np.log(flops / self.points.flops.max())
+        x = np.linspace(around - REACH, around + REACH, SIZES)
+        where = np.exp(x), np.exp(cost.examples(flops, x))
+        lowest = [_lowest(x, v) for v in (self.loss(*where)[None], self.losses(*where))]
+        return float(lowest[0][0]), lowest[1]
+
+
+def _lowest(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """[rows] where rows y [rows, points] over even x are lowest; infinite at either end."""
+    at = np.argmin(y, 1)
+    inside = (at > 0) & (at < len(x) - 1)
+    i = np.clip(at, 1, len(x) - 2)
+    left, mid, right = (y[np.arange(len(y)), i + k] for k in (-1, 0, 1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        off = (left - right) / (left - 2 * mid + right) / 2
+    return np.where(inside, x[i] + off * (x[1] - x[0]), np.where(at == 0, -np.inf, np.inf))
 
 
 def _reciprocal(fade: float) -> float:
@@ -157,4 +212,4 @@ def fit(p: Points, floor: float | None = None, repeats: float | None = None, dra
         chance = float(fisher.sf(cost, 1, free)) / (2 if cost else 1)
     sd = float(np.sqrt(left / free))
     again = descended(fitted * np.exp(noises(p, sd, free, draws, seed)), value)
-    return Repeats(value[0], again, centre, sd, chance, repeats is not None, p)
+    return Repeats(value[0], again, centre, sd, free, chance, repeats is not None, p)

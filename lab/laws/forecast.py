@@ -5,13 +5,16 @@ from typing import NamedTuple
 import numpy as np
 
 from lab.errors import UserError
-from lab.laws.allocation import along, best, price
-from lab.laws.fits import Fit, Foretold, choose, fit, foretell, one_run, refusal, span
+from lab.laws import epochs
+from lab.laws.allocation import best, price
+from lab.laws.epochs import Limited, Repeats
+from lab.laws.fits import DRAWN, Fit, Foretold, choose, fit, foretell, one_run, refusal, span
 from lab.laws.points import Points, budgets
 
 LEVELS = (0.5, 0.9)
 WRONG = (0.25, 0.5, 2.0, 4.0)  # times the best size
 COMPUTE = ("L(C) without a floor", "L(C)")
+SCARCE = 15  # points of a law of N and D, up to which forecasts draw its exponents to published ones
 FEW, HALF = 3, 0.5  # forecasts of larger budgets from which a law of compute may go before that of N and D, and its error over that one's
 Spans = tuple[tuple[float, float], ...]  # intervals at LEVELS
 
@@ -23,6 +26,23 @@ class Laws(NamedTuple):
     told: tuple[Foretold, ...]  # how forms foretold larger budgets; none where none could be held out
     refused: tuple[str, ...]  # forms the points do not tell, and why
     why: str = ""  # a law of compute goes before that of N and D
+    repeats: Repeats | None = None  # the law of N, D and U, where the points tell one
+    near: Fit | None = None  # the law of N and D whose exponents are drawn to published ones, of few points
+
+    def limited(self, unique: float | np.ndarray | None = None) -> Limited | None:
+        """The law by which forecasts go where repeats count less than new examples; `unique` distinct ones are to be had, as many as the points' if not told."""
+        if self.repeats is None or not self.repeats.less:
+            return None
+        return Limited(self.repeats, self.repeats.points.unique.max() if unique is None else unique)
+
+    def first(self, unique: float | np.ndarray | None = None) -> Fit | Limited:
+        """The law that forecasts of a budget go by."""
+        drawn = self.near if self.fits[0].form == "L(N, D)" else None
+        return self.limited(unique) or drawn or self.fits[0]
+
+    def of_sizes(self, unique: float | None = None) -> Fit | Limited | None:
+        """The law that forecasts of a given size and horizon go by."""
+        return self.limited(unique) or self.near or self.sizes
 
     @property
     def sizes(self) -> Fit | None:
@@ -45,7 +65,8 @@ def laws(p: Points, floor: float | None = None) -> Laws:
     """Fit the law of N and D where the points tell one, and laws of compute through the best of each budget.
 
     The law of N and D goes first, for it uses all points, unless a law of compute foretold the best of larger budgets twice as well; among
-    laws of compute the one that foretells them best.
+    laws of compute the one that foretells them best. Where examples repeat the law of N, D and U is fitted, too; if they count less than new
+    ones, forecasts go by it.
 
     Raises:
       UserError: the points tell no law.
@@ -66,7 +87,9 @@ def laws(p: Points, floor: float | None = None) -> Laws:
         by_compute = [fit(best_of, n, given.get(n)) for n in sorted(able, key=lambda n: n != chosen)]
         first, why = _before(p, best_of, able, floor) if found else ("", "")
         found = sorted([*found, *by_compute], key=lambda f: f.form != first)  # stable: the rest as they were
-    return Laws(tuple(found), tuple(told), tuple(refused), why)
+    repeats = None if not found or epochs.refused(p, floor) else epochs.fit(p, floor)
+    near = fit(p, DRAWN, floor) if found and len(p.loss) <= SCARCE and not refusal(p, DRAWN, floor) else None
+    return Laws(tuple(found), tuple(told), tuple(refused), why, repeats, near)
 
 
 def _before(p: Points, best_of: Points, able: list[str], floor: float | None) -> tuple[str, str]:
@@ -113,16 +136,21 @@ def _spans(draws: np.ndarray) -> Spans:
     return tuple(span(draws, level) for level in LEVELS)
 
 
-def forecast(told: Laws, flops: float) -> Forecast:
-    """Forecast of one budget; the size is that which the fitted law holds best, and every draw is asked what it loses there."""
-    forms, size = {}, np.nan
-    for f in told.fits:
+def forecast(told: Laws, flops: float, unique: float | None = None) -> Forecast:
+    """Forecast of one budget; the size is that which the fitted law holds best, and every draw is asked what it loses there.
+
+    Args:
+      unique: distinct examples that there are, by default as many as the points have; of account where the points refute that repeats count as new.
+    """
+    forms, size, first = {}, np.nan, told.first(unique)
+    every = (first, *(f for f in told.fits if f.form != first.form))
+    for f in every:
         where = at_best(f, flops)
         if not where:
             continue
-        size = where.get("params", size)
+        if len(f.variables) == 2 and not np.isfinite(size):
+            size = where["params"]
         forms[f.form] = float(f.loss(**where)[0]), _spans(f.losses(**where)[:, 0]), _spans(one_run(f, **where)[:, 0])
-    first = told.fits[0]
     if first.form not in forms:  # a term that is nothing leaves no best size
         raise UserError(f"{first.form} has a term of zero, so no size is best; its runs do not span enough sizes or horizons")
     loss, law, run = forms[first.form]
@@ -131,27 +159,33 @@ def forecast(told: Laws, flops: float) -> Forecast:
     if not np.isfinite(size):
         nothing = tuple((np.nan, np.nan) for _ in LEVELS)
         return Forecast(flops, flops / most, loss, law, run, np.nan, nothing, np.nan, nothing, {}, shown)
-    law_of = told.sizes
+    law_of = first if len(first.variables) == 2 else told.sizes
     cost = price(law_of.points)
-    logs = best(law_of.draws, law_of.centre, cost, flops)[:, 0]
+    logs = _best(law_of, flops)[1]
     spent = cost.examples(flops, logs)
-    wrong = {}
+    data, wrong = float(np.exp(cost.examples(flops, np.log(size)))), {}
+    at = law_of.losses(params=size, examples=data)[:, 0]
     for k in WRONG:
-        here, there = (along(v, law_of.centre, cost, flops, np.full(len(v), np.log(size * k))) for v in (law_of.value[None], law_of.draws))
-        at = along(law_of.draws, law_of.centre, cost, flops, np.full(len(law_of.draws), np.log(size)))
-        wrong[k] = float(here[0] / forms[law_of.form][0] - 1), _spans(there / at - 1)
-    data = float(np.exp(cost.examples(flops, np.log(size))))
+        other = {"params": size * k, "examples": float(np.exp(cost.examples(flops, np.log(size * k))))}
+        wrong[k] = float(law_of.loss(**other)[0]) / forms[law_of.form][0] - 1, _spans(law_of.losses(**other)[:, 0] / at - 1)
     sizes, examples = (tuple((float(np.exp(a)), float(np.exp(b))) for a, b in _spans(v)) for v in (logs, spent))
     return Forecast(flops, flops / most, loss, law, run, size, sizes, data, examples, wrong, shown)
 
 
-def at_best(f: Fit, flops: float) -> dict[str, float]:
+def _best(f: Fit | Limited, flops: float) -> tuple[float, np.ndarray]:
+    """Log of the best size of a budget, and of every draw [draws]."""
+    cost = price(f.points)
+    if isinstance(f, Limited):
+        return f.best(cost, flops)
+    return float(best(f.value[None], f.centre, cost, flops)[0, 0]), best(f.draws, f.centre, cost, flops)[:, 0]
+
+
+def at_best(f: Fit | Limited, flops: float) -> dict[str, float]:
     """The variables of a law at the size that it holds best for a budget; empty where a term that is nothing leaves no best size."""
     if len(f.variables) == 1:
         return {"flops": flops}
-    cost = price(f.points)
-    log = best(f.value[None], f.centre, cost, flops)[0, 0]
-    return {"params": float(np.exp(log)), "examples": float(np.exp(cost.examples(flops, log)))} if np.isfinite(log) else {}
+    log = _best(f, flops)[0]
+    return {"params": float(np.exp(log)), "examples": float(np.exp(price(f.points).examples(flops, log)))} if np.isfinite(log) else {}
 
 
 class Sized(NamedTuple):
@@ -168,18 +202,18 @@ class Sized(NamedTuple):
     best: Forecast
 
 
-def sized(told: Laws, flops: float, params: float, examples: float) -> Sized:
+def sized(told: Laws, flops: float, params: float, examples: float, unique: float | None = None) -> Sized:
     """Forecast of a run of `params` and `examples` that takes `flops`; every draw is asked what it loses against the size that the law holds best.
 
     Raises:
       UserError: the points tell no law of N and D, which alone knows sizes.
     """
-    f = told.sizes
+    f = told.of_sizes(unique)
     if f is None:
         raise UserError(
             f"a law of compute alone foretells no given size, but a budget at its best: --flops={flops:.3g} ({told.refused[0]})"
         )
-    p, here, ideal = f.points, {"params": params, "examples": examples}, forecast(told, flops)
+    p, here, ideal = f.points, {"params": params, "examples": examples}, forecast(told, flops, unique)
     there = {"params": ideal.params, "examples": ideal.examples}
     loss, draws = float(f.loss(**here)[0]), f.losses(**here)[:, 0]
     beyond = tuple(float(v / w.max()) for v, w in ((flops, p.flops), (params, p.params), (examples, p.examples)))

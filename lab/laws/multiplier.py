@@ -19,7 +19,7 @@ from lab.laws.fits import DRAWS, refusal, span
 from lab.laws.joint import ALIKE, chance, squares, ties, together
 from lab.laws.points import Points
 
-HOLDS, GROWS, FADES, UNSURE = "holds", "grows", "fades", "cannot tell"
+HOLDS, GROWS, FADES, CROSSES, UNSURE = "holds", "grows", "fades", "crosses 1", "cannot tell"
 STAYS = 0.1  # d log k / d log C within which a multiplier holds: less than a quarter more or less over a factor of 10
 
 
@@ -46,7 +46,9 @@ class Multiplier(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Whether k holds with scale, grows, fades, or cannot be told."""
+        """Whether k holds with scale, grows, fades, crosses 1 between the smallest and the largest budget, or cannot be told."""
+        if np.isfinite(self.crosses):
+            return CROSSES
         low, high = self.trend[1]
         k = self.at(np.sqrt(self.low * self.high))[0]
         if low > -STAYS and high < STAYS:
@@ -58,11 +60,17 @@ class Multiplier(NamedTuple):
     @property
     def vanishes(self) -> float:
         """FLOPs of the baseline at which k is 1; NaN where it is not on its way there."""
-        trend, log_k = self.trend[0], np.log(self.at(self.high)[0])
-        if trend * log_k >= 0:
-            return np.nan
+        return self._one() if self.trend[0] * np.log(self.at(self.high)[0]) < 0 else np.nan
+
+    @property
+    def crosses(self) -> float:
+        """FLOPs of the baseline at which k is 1, where its interval lies on one side of 1 at the smallest budget and on the other at the largest; else NaN."""
+        (_, (low, high)), (_, (least, most)) = self.at(self.low), self.at(self.high)
+        return self._one() if (high < 1 < least) or (most < 1 < low) else np.nan
+
+    def _one(self) -> float:
         with np.errstate(over="ignore"):  # one that hardly moves gets there at no number of FLOPs
-            return float(np.exp(np.log(self.high) - log_k / trend))
+            return float(np.exp(np.log(self.high) - np.log(self.at(self.high)[0]) / self.trend[0]))
 
 
 def _factor(law: np.ndarray, centre: float, flops: float) -> np.ndarray:

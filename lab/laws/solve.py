@@ -46,6 +46,15 @@ def _law(x: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return whole, slopes
 
 
+def _drawn(x: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`_law` with exp(exponent) as a further point for each: its log residual is how far an exponent is from what it is drawn to (a ridge)."""
+    k = x.shape[1]
+    whole, slopes = _law(x, p)
+    e = np.exp(p[:, 1 + k :])
+    more = np.concatenate([np.zeros((len(p), 1 + k, k)), e[:, :, None] * np.eye(k)], 1)
+    return np.concatenate([whole, e], 1), np.concatenate([slopes, more], 2)
+
+
 def solve(
     x: np.ndarray,
     y: np.ndarray,
@@ -53,6 +62,7 @@ def solve(
     start: np.ndarray | None = None,
     held: dict[int, float | np.ndarray] | None = None,
     delta: float | None = None,
+    prior: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> np.ndarray:
     """Laws [replicates, 1 + 2k] of losses y [replicates, points] at centred x [points, k] under weights [replicates, points].
 
@@ -60,6 +70,7 @@ def solve(
       start: laws [1 or replicates, 1 + 2k] to descend from in place of the best of the grid: for replicates of data whose own law is known.
       held: index of a parameter -> the value at which it stays, one or one a replicate; without, all are fitted, the floor to zero or more.
       delta: where Huber's loss of log residuals turns linear; None takes squares.
+      prior: what exponents are drawn to, [1 or replicates, k], and the weight [1 or replicates, 1] of the squares of how far they are from it.
     """
     y, weight = np.broadcast_arrays(np.atleast_2d(y), np.atleast_2d(weight))
     held = {i: np.broadcast_to(np.asarray(v, float), len(y)) for i, v in (held or {}).items()}
@@ -75,7 +86,13 @@ def solve(
             p = np.array(np.broadcast_to(start, (len(y), start.shape[1]))[part], float)
             for i, v in mine.items():
                 p[:, i] = v
-        out.append(descend(partial(_law, x), y[part], weight[part], p, bounds, still, scales, delta))
+        if prior is None:
+            out.append(descend(partial(_law, x), y[part], weight[part], p, bounds, still, scales, delta))
+            continue
+        towards = np.exp(np.broadcast_to(prior[0], (len(y), k))[part])
+        pull = np.broadcast_to(prior[1], (len(y), k))[part]
+        seen, weighs = np.concatenate([y[part], towards], 1), np.concatenate([weight[part], pull], 1)
+        out.append(descend(partial(_drawn, x), seen, weighs, p, bounds, still, scales, delta))
     return np.concatenate(out)
 
 

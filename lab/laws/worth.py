@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from lab.laws import allocation
-from lab.laws.fits import FORMS, LEVEL, Fit
+from lab.laws.fits import FORMS, LEVEL, NEAR, Fit
 from lab.laws.solve import LEAST, MOST, terms
 
 REACH = 4.0  # times the largest budget, size and horizon: as far as candidates go
@@ -35,10 +35,15 @@ def derivatives(f: Fit, x: np.ndarray) -> np.ndarray:
     whole = f.value[0] + part.sum(-1)
     share = part / whole[:, None]
     out = np.concatenate([1 / whole[:, None], share / f.value[1 : 1 + k], -share * x], 1)
+    return out[:, _free(f)]
+
+
+def _free(f: Fit) -> np.ndarray:
+    k = len(f.centre)
     free = np.ones(1 + 2 * k, bool)
     free[0] = FORMS[f.form].floor and f.floor is None and f.value[0] > 0
     free[1 + k :] = (f.exponents > LEAST) & (f.exponents < MOST)
-    return out[:, free]
+    return free
 
 
 def shrinking(f: Fit, target: dict[str, float], candidates: dict[str, np.ndarray]) -> np.ndarray:
@@ -51,7 +56,10 @@ def shrinking(f: Fit, target: dict[str, float], candidates: dict[str, np.ndarray
     own, (goal,), more = (
         derivatives(f, f.at(**at)) for at in ({v: getattr(p, v) for v in f.variables}, target, {v: candidates[v] for v in f.variables})
     )
-    solved = np.linalg.pinv(own.T @ (f.weight[:, None] * own))
+    known = (
+        np.where(np.arange(len(f.value)) > len(f.centre), (f.sd / NEAR[1]) ** 2, 0.0) * FORMS[f.form].near
+    )  # of exponents, without a point
+    solved = np.linalg.pinv(own.T @ (f.weight[:, None] * own) + np.diag(known[_free(f)]))
     seeds, level = own.T @ (f.weight[:, None] * p.runs), p.runs.mean(0)
     before = solved @ goal
     after = before - (more @ solved) * ((more @ before) / (1 + ((more @ solved) * more).sum(1)))[:, None]

@@ -137,14 +137,46 @@ def test_hours_are_flops_over_what_is_assumed(plain, capsys):
     _, out, _ = said(capsys, "forecast", plain, "--flops", 1e22, "--on", "h100:8", "--mfu", 0.5, "--price", 3)
     hours = 1e22 / (0.5 * 8 * 989e12) / 3600
     assert (
-        f"on 8 H100 (published peak 9.89e+14 bf16 FLOP/s each): {hours:,.0f} hours, {8 * hours:,.0f} device-hours, {24 * hours:,.0f} at 3 a device-hour"
+        f"on 8 H100 (published peak 9.89e+14 bf16 FLOP/s each): {hours / 24:.3g} days, {8 * hours:,.0f} device-hours, {24 * hours:,.0f} at 3 a device-hour"
         in out
     )
     assert "if 0.5 of the peak is reached, which is assumed" in out
     assert "too far to be believed" in out
+    for flops, wanted in (
+        (2e16, "5.06 seconds, 40.4 device-seconds"),
+        (2e19, "1.4 hours, 11.2 device-hours"),
+        (2e18, "8.43 minutes, 1.12 device-hours"),
+    ):
+        _, out, _ = said(capsys, "forecast", plain, "--flops", flops, "--on", "h100:8", "--mfu", 0.5)
+        assert f"FLOP/s each): {wanted}, if 0.5" in out
     one = devices.machine("B200", 1.0)
     assert one.hours(2250e12 * 3600) == pytest.approx(1)
     assert one.count == 1
+
+
+def test_a_forecast_knows_repeats(tmp_path, capsys):
+    """Where records refute that repeats count as new the law of N, D and U foretells, by the data that there are, and L(N, D) is off."""
+    folder = isoflops.study(tmp_path, rates=(-6,), seeds=(0,), data=1e5, repeats=3.0)
+    inside = r"all: ([\d.]+) \([\d.]+ to [\d.]+; ([\d.]+) to ([\d.]+)\)"
+    for unique, worth in ((None, 1e5 * (1 - 3 * np.expm1(-99 / 3))), (1e8, 1e7)):
+        _, out, _ = said(capsys, "forecast", folder, "--to", "params=1e6,examples=1e7", *(["--unique", unique] if unique else []))
+        low, high = numbers(inside, out)[1:]
+        assert low < isoflops.LAW(params=1e6, examples=worth) < high
+        assert "by L(N, D, U) = " in out
+    assert "of 1e+08 distinct examples, each seen 1 times" in out
+    _, few, _ = said(capsys, "forecast", folder, "--flops", 3e13)
+    _, more, _ = said(capsys, "forecast", folder, "--flops", 3e13, "--unique", 1e8)
+    size, loss = zip(*((numbers(r"best N ([\d.e+]+)", out)[0], numbers(inside, out)) for out in (few, more)), strict=True)
+    assert size[0] > 2 * size[1]  # of what repeats a run is to see less
+    assert loss[0][0] > loss[1][2]
+    plain = numbers(r"by other forms: L\(N, D\) [\d.]+ \(([\d.]+) to ([\d.]+)\)", more)
+    assert plain[0] > loss[1][2]
+    new = isoflops.study(tmp_path / "new", rates=(-6,), seeds=(0,), data=1e5)
+    _, out, _ = said(capsys, "forecast", new, "--flops", 3e13)
+    assert "by L(N, D) = " in out
+    code, _, err = said(capsys, "forecast", new, "--flops", 3e13, "--unique", 1e8)
+    assert code == 2
+    assert "--unique=1e+08 has no meaning here" in err
 
 
 def test_every_forecast_has_its_interval_what_is_left_out_and_the_next_run(tmp_path, capsys):

@@ -211,6 +211,24 @@ def test_arms_that_are_the_same_runs_at_the_base_have_k_of_one_there(tmp_path, c
     assert low < 1000 ** (0.06 / 1.06) < high
 
 
+def test_one_that_crosses_1_is_told_in_words(tmp_path, capsys):
+    law, middle = published.COMPUTE["GIDD masked"], 10**19.5
+    flops = np.geomspace(law.low, law.high, 8)
+    loss, own = law(flops=flops), flops / (flops / middle) ** -0.06
+    folder = brought(tmp_path / "to", {"plain": (flops, loss), "gated": (own, loss)})
+    _, out, _ = lab(capsys, "compare", folder, "--base", "plain", "--out", tmp_path / "k.png")
+    assert re.search(r"; it saves at small scale and costs at large: k crosses 1 near 3\.\de\+19\.", out), out
+    _, out, _ = lab(capsys, "compare", folder, "--base", "gated", "--out", tmp_path / "k.png")
+    assert "; it costs at small scale and saves at large: k crosses 1 near 3" in out
+    assert "it holds" not in out
+
+
+def test_repeats_are_noted(tmp_path, capsys):
+    folders = [isoflops.study(tmp_path / n, data=d, **(SWEEP | {"seeds": (0,), "rates": (-6,)})) for n, d in (("a", 1e4), ("b", 1e12))]
+    _, out, _ = lab(capsys, "compare", *folders, "--out", tmp_path / "k.png")
+    assert re.search(r"note: examples repeat, up to \d+ times of a/all; k goes by examples seen, as if all were new", out)
+
+
 def test_a_study_is_held_against_runs_of_others(pair, tmp_path, capsys):
     p = compare.compare(pair).ends[0]
     theirs = brought(tmp_path / "theirs", {"theirs": (p.flops / 3, p.loss)})

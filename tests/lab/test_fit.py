@@ -174,9 +174,11 @@ def test_a_ladder_of_one_horizon_has_a_law_of_compute_alone(tmp_path, capsys):
 
 def test_too_few_sizes_are_refused_in_words(tmp_path, capsys):
     folder = planted.study(tmp_path, widths=(32,))
-    code, out, _ = said(capsys, "fit", folder)
-    assert code == 0
+    code, out, err = said(capsys, "fit", folder)
+    assert code == 2
     assert out.count("no law: ") == 2
+    assert re.search(r"no arm has a law: mup: L\(N, D\).*; standard: ", err)
+    assert err.count("\n") == 1
     assert "needs several values of flops, and there is one" in out
     for args, wanted in (
         (["--flops", 1e13], "no arm has a law to forecast from: mup: "),

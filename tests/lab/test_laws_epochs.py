@@ -2,13 +2,14 @@
 
 import isoflops
 import numpy as np
+import published
 import pytest
 
 from lab.errors import UserError
-from lab.laws import epochs, fits, points
+from lab.laws import epochs, fits, forecast, points
 
 LAW, MOST = isoflops.LAW, 20.0  # epochs
-NOISE = 3e-3
+NOISE, DATA = 3e-3, 1e5
 
 
 def table(repeats, noise=0.0, seed=0, times=(1.0, 4.0, MOST), sizes=4):
@@ -134,3 +135,68 @@ def test_repeats_that_count_as_new_are_not_refuted():
     at, less = covered(np.inf, 400)
     print("as new: floor, exponents: " + ", ".join(f"{v:.1%}" for v in at[1:]) + f"; refuted in {less:.1%}")
     assert less < 0.085
+
+
+def studied(repeats, seed):
+    """Points of isoFLOP profiles of five budgets of five sizes over one set of DATA examples, the longest runs of which see it some ten times."""
+    design, rng = published.isoflop(LAW._replace(high=10 * LAW.high)), np.random.default_rng(seed)
+    unique = np.minimum(design["examples"], DATA)
+    loss = truth(design["params"], design["examples"], unique, repeats) * np.exp(NOISE * rng.normal(size=len(unique)))
+    return points.points(design | {"unique": unique, "loss": loss})
+
+
+def foretold(sims):
+    """Shares of simulations in which the law of a forecast, and L(N, D), have within their 90% interval the best run of 10 times the largest budget: of the same
+    data, and of a hundred times as many."""
+    hits = []
+    for s in range(sims):
+        p, row = studied(3.0, s), []
+        repeats, plain = epochs.fit(p, draws=400), fits.fit(p, draws=400)
+        assert repeats.less
+        for unique in (DATA, 100 * DATA):
+            for law in (epochs.Limited(repeats, unique), plain):
+                at = forecast.at_best(law, 10 * LAW.high)
+                low, high = fits.span(law.losses(**at)[:, 0])
+                row.append(low <= truth(at["params"], at["examples"], min(unique, at["examples"]), 3.0) <= high)
+        hits.append(row)
+    return np.mean(hits, 0)
+
+
+def test_forecasts_by_the_law_of_repeats_cover_in_a_few_simulations():
+    same, _, more, plain = foretold(8)
+    assert min(same, more) > 0.6
+    assert plain < 0.2
+
+
+@pytest.mark.slow
+def test_forecasts_by_the_law_of_repeats_cover():
+    same, plain_same, more, plain = foretold(300)
+    print(
+        f"foretold, of the same data: {same:.1%}, by L(N, D) {plain_same:.1%}; of a hundred times as many: {more:.1%}, by L(N, D) {plain:.1%}"
+    )
+    assert 0.85 <= same <= 0.95
+    assert 0.85 <= more <= 0.95
+    assert plain < 0.3
+
+
+@pytest.mark.parametrize("unique", [1e4, 1e6, 1e9])
+def test_the_best_size_is_the_lowest_of_all_sizes_of_a_budget(unique):
+    told = forecast.laws(studied(3.0, 0))
+    law, flops = told.limited(unique), 10 * LAW.high
+    f = forecast.forecast(told, flops, unique)
+    sizes = f.params * np.geomspace(1 / 3, 3, 2001)
+    tried = law.loss(params=sizes, examples=flops / 6 / sizes)
+    assert sizes[np.argmin(tried)] == pytest.approx(f.params, rel=0.02)
+    assert f.loss == pytest.approx(tried.min(), rel=1e-6)
+    assert f.examples == pytest.approx(flops / 6 / f.params)
+    (price, (_, (low, high))) = f.wrong[4.0]
+    assert low < price < high
+    assert price == pytest.approx(law.loss(params=4 * f.params, examples=f.examples / 4)[0] / f.loss - 1)
+
+
+def test_repeats_that_count_as_new_leave_forecasts_to_the_law_of_size_and_data():
+    p = studied(np.inf, 0)
+    told = forecast.laws(p)
+    assert told.repeats is not None
+    assert told.limited(1e9) is None
+    assert forecast.forecast(told, 1e14, 1e9) == forecast.forecast(told, 1e14)

@@ -6,7 +6,7 @@ import pytest
 
 from lab.errors import UserError
 from lab.laws import points
-from lab.laws.multiplier import FADES, GROWS, HOLDS, Multiplier, common, multiplier
+from lab.laws.multiplier import CROSSES, FADES, GROWS, HOLDS, Multiplier, common, multiplier
 
 LAW = published.COMPUTE["GIDD masked"]
 
@@ -42,6 +42,15 @@ def test_a_trend_is_told_with_where_it_vanishes():
         gone = middle * 3.0 ** (1 / 0.15)
         assert np.isnan(found.vanishes) if trend > 0 else np.log10(found.vanishes) == pytest.approx(np.log10(gone), abs=0.5)
     assert multiplier(*pair(1 / 3.0, -0.15, noise=1e-5)).verdict == GROWS  # further from 1 with scale, to the worse
+
+
+@pytest.mark.parametrize("trend", [-0.06, 0.06, -0.2])
+def test_one_that_crosses_1_is_none_that_holds(trend):
+    found = multiplier(*pair(1.0, trend, noise=1e-4))
+    assert found.verdict == CROSSES
+    assert np.log10(found.crosses) == pytest.approx(np.log10(np.sqrt(LAW.low * LAW.high)), abs=0.3)
+    assert multiplier(*pair(1.0, noise=1e-3)).verdict != CROSSES
+    assert np.isnan(multiplier(*pair(3.0, trend, noise=1e-4)).crosses)
 
 
 def test_one_that_hardly_moves_vanishes_nowhere():

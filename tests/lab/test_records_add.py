@@ -352,6 +352,70 @@ MISTAKES = [
 ]
 
 
+def test_all_mistakes_of_a_call_are_told_at_once(tmp_path, capsys):
+    one = write(tmp_path / "one.csv", {"loss": [2.0], "n": ["many"]})
+    other = write(tmp_path / "other.csv", {"loss": ["low"], "m": [3]})
+    columns = {"loss": "loss", "params": "n", "examples": "d", "los": "x"}
+    args = ["--map", "seed", "--map", "loss=again", "--at", "lst"]
+    code, _, err = lab(capsys, "records", "add", one, other, tmp_path / "none.csv", "--to", one, *mapped(columns), *args)
+    assert (code, err.count("\n")) == (2, 1)
+    for wanted in (
+        "--map 'seed' is malformed",
+        "--map 'loss=again' names a key twice",
+        "column of the table 'los' is unknown",
+        "--at 'lst' is unknown",
+        "neither was given",
+        "one.csv' is a file; runs are brought into a folder",
+        "--map examples: column of '.*one.csv' 'd' is unknown",
+        "one.csv', row 1: 'n' is 'many'; expected a number",
+        "--map params: column of '.*other.csv' 'n' is unknown",
+        "other.csv', row 1: 'loss' is 'low'; expected a number",
+        "none.csv' does not exist",
+    ):
+        assert re.search(wanted, err), (wanted, err)
+    bad = write(tmp_path / "bad.csv", {"run": list("abcde"), "loss": [-1.0] * 5, "flops": [0.0] * 5})
+    code, _, err = lab(capsys, "records", "add", bad, "--to", tmp_path / "to", *mapped({k: k for k in ("run", "loss", "flops")}))
+    assert (code, err.count("has 0 of 'flops' at its end"), err.count("has -1 of 'loss' at its end")) == (2, 3, 3)
+    assert "and 2 more runs of '" in err
+
+
+def test_seconds_unique_examples_and_rates_come_in(tmp_path, capsys):
+    """By what they bring, k by device-seconds, a law of repeats and one of the learning rate are told of runs of others."""
+    design = published.isoflop(TRUTH, sizes=4)
+    rng, tables = np.random.default_rng(0), {}
+    for arm, saved in (("plain", 1.0), ("quick", 2.0)):
+        rows = {k: np.repeat(v, 3) for k, v in design.items()}
+        octaves = np.tile([-1.0, 0.2, 1.0], len(design["flops"]))  # from the best rate
+        unique = np.minimum(rows["examples"], 2e9)
+        worth = unique * (1 - 3 * np.expm1(-(rows["examples"] / unique - 1) / 3))
+        loss = TRUTH(params=rows["params"], examples=worth) * (1 + 0.05 * octaves**2) * np.exp(1e-3 * rng.normal(size=len(worth)))
+        tables[arm] = {"arm": [arm] * len(loss), "n": rows["params"], "d": rows["examples"], "val": loss, "s": rows["flops"] / 1e12 / saved}
+        tables[arm] |= {"set": np.full(len(loss), 2e9), "rate": 2.0 ** (octaves - 8)}
+    whole = {k: [*tables["plain"][k], *tables["quick"][k]] for k in tables["plain"]}
+    file = write(tmp_path / "runs.csv", whole)
+    columns = {"loss": "val", "params": "n", "examples": "d", "arm": "arm", "seconds": "s", "unique": "set", "lr": "rate"}
+    code, _, err = lab(capsys, "records", "add", file, "--to", tmp_path / "to", *mapped(columns), "--flops", "6ND", "--at", "each")
+    assert code == 0, err
+    _, out, err = lab(capsys, "compare", tmp_path / "to", "--base", "plain", "--out", tmp_path / "k.png")
+    low, high = map(float, re.search(r"by device-seconds: .* k = [\d.]+ \(90% interval ([\d.]+) to ([\d.]+)\)", out).groups())
+    assert low < 2 < high
+    assert "note: examples repeat, up to" in out
+    code, out, err = lab(capsys, "fit", tmp_path / "to", "--arm", "plain", "--rate", "--out", tmp_path / "law.png")
+    assert code == 0, err
+    low, high = map(float, re.search(r"R\* ([\d.]+) to ([\d.]+);", out).groups())
+    assert low < 3 < high
+    (left,) = map(float, re.search(r"R\*.*; points lie ([\d.]+)% from it, and", out).groups())
+    assert left < 0.5  # at the best of the rates, which moves losses by 5%
+    assert "20 of them" in out
+    low, high = map(float, re.search(r"best learning rate [\d.]+ \(([\d.]+) to ([\d.]+)\)", out).groups())
+    assert low < 2**-8 < high
+    none = bring.add([str(file)], tmp_path / "none", bring.How({k: v for k, v in columns.items() if k != "lr"}, flops="6ND", at="each"))
+    assert none
+    code, _, err = lab(capsys, "fit", tmp_path / "none", "--rate", "--out", tmp_path / "law.png")
+    assert code == 2
+    assert "`lab records add --map lr=COLUMN` brings it" in err
+
+
 @pytest.mark.parametrize("columns, options, wanted", MISTAKES)
 def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, capsys, columns, options, wanted):
     table = {"val/loss": [2.0, 1.9], "flops": [1e9, 2e9], "zero": [0, 0], "less": [-1, -1], "words": ["many"] * 2}
@@ -429,11 +493,12 @@ def test_points_of_too_few_sizes_are_written_though_no_law_is_told(tmp_path, cap
     file = write(tmp_path / "size=1" / "runs.parquet", histories({"a": (10.0, 3.0), "b": (20.0, 2.0)}))
     columns = {"run": "run", "loss": "loss", "flops": "flops", "params": "size"}
     lab(capsys, "records", "add", file, "--to", tmp_path / "to", *mapped(columns))
-    code, out, _ = lab(capsys, "fit", tmp_path / "to", "--points", tmp_path / "points.json")
-    assert code == 0
+    code, out, err = lab(capsys, "fit", tmp_path / "to", "--points", tmp_path / "points.json")
+    assert code == 2
     assert "no law: " in out
+    assert re.fullmatch(r".*no arm has a law: all: L\(N, D\) needs 3 values.*\n", err)
     told = json.loads((tmp_path / "points.json").read_text())["arms"]["all"]
     assert [p["loss"] for p in told["points"]] == pytest.approx([3.0, 2.0])
     code, _, err = lab(capsys, "fit", tmp_path / "to", "--methods")
     assert code == 2
-    assert "no arm has a law to describe: all: " in err
+    assert "no arm has a law: all: " in err
