@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import errno
 import inspect
 import os
 import runpy
@@ -215,6 +216,11 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as e:
         print(f"lab: {e}", file=sys.stderr)
         return 2
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        print(f"lab: {e.strerror}: {e.filename or 'a file of the study'}; the same command goes on from the last saved step", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("lab: interrupted; the same command goes on from the last saved step", file=sys.stderr)
         return 75
@@ -255,8 +261,8 @@ def _run(args: argparse.Namespace) -> int:
     try:
         with Interrupt() as interrupt:
             folder = study.run(interrupt)
-    except Preempted:
-        print("lab: stopped, state saved; the same command goes on from here", file=sys.stderr)
+    except Preempted as e:
+        print(f"lab: {e}" if str(e) else "lab: stopped, state saved; the same command goes on from here", file=sys.stderr)
         return 75
     from lab import record, report
     from lab.log import console
@@ -354,7 +360,7 @@ def _factor(text: str) -> int:
 
 
 def _status(args: argparse.Namespace) -> None:
-    from lab import record
+    from lab import goodput, record
 
     folder = Path(args.study)
     states, study = record.status(folder), record.read_study(folder)
@@ -372,6 +378,8 @@ def _status(args: argparse.Namespace) -> None:
     table.add_section()
     table.add_row("all", *(str(sum(r.get(k, 0) for r in counts.values())) for k in kinds), "")
     Console().print(table)
+    if told := goodput.said(goodput.study(folder, list(study["populations"]))):
+        print(told)
 
 
 def _report(args: argparse.Namespace) -> None:

@@ -14,13 +14,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from lab import axes, cost, find, parametrization, rates
+from lab import axes, cost, failure, find, parametrization, rates, record
 from lab.axes import Dims, is_weight
 from lab.checkpoint import Checkpoints
 from lab.data import loader
+from lab.digests import digests
 from lab.errors import UserError, unknown
+from lab.goodput import Events
 from lab.judging import Judging, Painter
 from lab.log import Progress, Scalars
 from lab.optim import Hyper, core, own, schedule
@@ -40,7 +43,7 @@ IN_TURN = {k: v for k, v in IN_TURN.items() if f"--{k}=" not in os.environ.get("
 
 
 class Preempted(Exception):
-    """The run was asked to stop and has saved its state."""
+    """The run has stopped and the same command goes on: it was asked to and has saved its state, or it says what else was the matter."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def build(config: dict, source_dims: dict[str, int]) -> Program:
     if t["dtype"] not in dtypes:
         raise unknown("train.dtype", t["dtype"], dtypes)
     rate = schedule(o["schedule"], t["steps"], o["warmup"], o["decay"])
-    return Program(model(dims, **options), dims, objective, rate, dtypes[t["dtype"]], core(o))
+    return Program(model(dims, **options), dims, objective, rate, dtypes[t["dtype"]], core(o), failure.policy(t))
 
 
 def _dims(model: Any, part: dict, base: dict, given: dict[str, dict[str, int]]) -> Dims:
@@ -198,9 +201,12 @@ class Population:
             carry = jax.device_get(carry)
         return jax.tree.unflatten(jax.tree.structure(self._shapes), [x if len(x) == n else x[:n] for x in carry])
 
-    def shapes(self) -> State:
-        """The shapes of what `state` gives."""
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(self.trials), *x.shape[1:]), x.dtype), self._shapes)
+    def shapes(self, carry: list[jax.Array] | None = None) -> State:
+        """The shapes of what `state` gives; with a carry, on its devices, where these hold no more than that."""
+        n, leaves = len(self.trials), jax.tree.leaves(self._shapes)
+        where = [None] * len(leaves) if carry is None or self._turns is not None else [x.sharding for x in carry]
+        shapes = [jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype, sharding=s) for x, s in zip(leaves, where, strict=True)]
+        return jax.tree.unflatten(jax.tree.structure(self._shapes), shapes)
 
     def judging(self, judges: dict[str, Any], real: Any) -> Judging:
         """The judges of these trials; `real` is the held-out split."""
@@ -216,7 +222,8 @@ class Population:
 
     def carry(self, state: State, like: list[jax.Array]) -> list[jax.Array]:
         """The carry of stacked states, such as a checkpoint's, placed as `like` is."""
-        return jax.device_put(self.place(jax.tree.leaves(state)), [x.sharding for x in like])
+        leaves = jax.tree.leaves(state)
+        return jax.device_put(leaves if self._turns is None else self.place(leaves), [x.sharding for x in like])
 
     def put(self, batch: dict) -> dict:
         """A host batch [seeds, batch, ...] on the devices, along the mesh axis that rules give to 'batch'."""
@@ -360,44 +367,60 @@ def run(
     One whose `span` ends before its trials' last step leaves its state in the place of weights.
 
     Raises:
-      Preempted: `interrupt` was set; rows and state are saved.
+      Preempted: `interrupt` was set; rows and state are saved. Or a step that was computed twice differed; nothing of it is saved.
     """
-    t, every = pop.config["train"], pop.config["eval"]["every"]
+    t, every, how = pop.config["train"], pop.config["eval"]["every"], pop.config["run"]
     span = span or Span(0, t["steps"])
-    last = span.until
-    writer = Writer(folder)
-    keep = Checkpoints(folder / "checkpoints")
+    last, began = span.until, time.time()
+    keep = Checkpoints(folder / "checkpoints", how["keep"], how["keep_every"])
     progress.stage(name, "compiling")
     carry = pop.init()
-    found = keep.restore(pop.shapes())
-    start, state = found[:2] if found else (span.start, span.state and span.state())
+    begun = time.monotonic()
+    found = _restored(folder, keep, pop.shapes(carry))
+    start, state = found or (span.start, span.state and span.state())
+    carry = carry if state is None else pop.carry(state, carry)
+    restore_s = time.monotonic() - begun
+    writer = Writer(folder)
+    events = Events(folder, writer.attempt, began, start)
+    events.tell("restore", restore_s, step=start)
     if found is None and span.rows is not None:
         writer.append([r | {"attempt": writer.attempt} for r in span.rows()])
-    carry = carry if state is None else pop.carry(state, carry)
-    pop.compile(carry)
-    per_example = pop.flops()
+    with events.timed("compile"):
+        pop.compile(carry)
+        per_example = pop.flops()
     log = Records(writer, pop.trials, t["batch"], train, per_example)
     host = (jax.process_index(), jax.process_count())
     feed = loader.Loader(train, t["batch"], pop.seeds, start, host, pop.config["run"]["workers"])
     pending, saved, mark, spent = None, time.monotonic(), time.monotonic(), 0.0
-    train_s = eval_s = 0.0
+    train_s = 0.0
     progress.skip(name, "training", start)
 
     def write(step, values):
         log.write_scalars(step, jax.device_get(values))
 
     def write_judged(wait=False):
+        begun = time.monotonic()
         for step, values in judging.rows(wait):
             log.write_scalars(step, values)
+        if wait and judging.judges:
+            events.tell("judge", time.monotonic() - begun)
+
+    def save(step):
+        with events.timed("save", step=step):
+            log.flush()  # rows must be on disk before the step that makes them unrepeatable
+            keep.save(step, pop.state(carry), {"rows": writer.position()})
 
     try:
         for step in range(start, last + 1):
             judged = {}
             if step % every == 0 or step == last:
-                begun = time.monotonic()
-                judged = jax.block_until_ready(pop.evaluate(carry))
+                jax.block_until_ready(carry)
+                mark, spent = time.monotonic(), time.monotonic() - mark
+                train_s += spent
+                events.step(step, spent)
+                with events.timed("eval", step=step):
+                    judged = jax.block_until_ready(pop.evaluate(carry))
                 mark = time.monotonic()  # an evaluation is no part of a step
-                eval_s += mark - begun
             if judging.due(step, t["steps"]) and (step < last or last == t["steps"]):  # at a mark, those that go on are judged as they do
                 judging.judge(step, *pop.averages(carry))
             if pending is not None:
@@ -414,8 +437,11 @@ def run(
                 write_judged(wait=True)
                 break
             batch = pop.put(next(feed))
+            twice = how["replay_every"] and step % how["replay_every"] == 0 and jax.tree.map(jnp.copy, carry)
             with jax.transfer_guard("disallow"):
                 carry, values = pop.step(carry, pop.hyper, batch)
+            if twice:
+                _same(pop, step, carry, pop.step(twice, pop.hyper, batch)[0], events)
             if judged or step % t["log_every"] == 0:
                 pending = (step, {**values, **judged})
             jax.block_until_ready(values["loss"]) if step == start else None
@@ -424,38 +450,70 @@ def run(
             train_s += spent
             shown = None if pending is None else _best(pending[1])
             progress.step(name, step + 1, shown, spent)
+            events.step(step + 1, spent)
             write_judged()
-            due = now - saved > pop.config["run"]["checkpoint_seconds"]
-            if interrupt.asked or due:
+            asked, due = _agreed(interrupt.asked, now - saved > how["checkpoint_seconds"], (step + 1) % t["log_every"] == 0)
+            if asked or due or (how["checkpoint_steps"] and (step + 1) % how["checkpoint_steps"] == 0):
                 if pending is not None:
                     write(*pending)
                     pending = None
                 write_judged(wait=True)
-                log.flush()  # rows must be on disk before the step that makes them unrepeatable
-                keep.save(step + 1, pop.state(carry))
-                saved = mark = time.monotonic()  # neither judging nor saving is part of a step
-                if interrupt.asked:
-                    keep.wait()
+                save(step + 1)
+                if asked:
+                    with events.timed("save", step=step + 1):
+                        keep.wait()
                     raise Preempted
+                saved = mark = time.monotonic()  # neither judging nor saving is part of a step
         state = pop.state(carry)
         if last < t["steps"] and start < last:  # what goes on begins from it
-            log.flush()  # as above
-            keep.save(last, state)
+            save(last)
             keep.wait()
+        events.tell("trained", step=last)
     finally:
         feed.close()
         judging.close()
         log.flush()
         log.close()
+        events.close()
         keep.close()
     kept = last == t["steps"] and keep_best(folder, pop, state, jax.device_get(judged))
-    timing = {"compile_s": pop.compile_s, "train_s": train_s, "eval_s": eval_s, "steps_here": last - start}
+    timing = {"compile_s": pop.compile_s, "train_s": train_s, "eval_s": events.seconds.get("eval", 0.0), "steps_here": last - start}
     write_json(folder / "timing.json", {**{k: round(v, 3) for k, v in timing.items()}, "device_bytes": pop.bytes})
     compact(folder)
     write_json(folder / "done.json", {"trials": [x.id for x in pop.trials], "diverged": _diverged(pop, state), "weights": kept})
-    if last == t["steps"]:
+    if last == t["steps"] and not how["keep_every"]:
         remove_checkpoints(folder)
     progress.finish(name)
+
+
+def _restored(folder: Path, keep: Checkpoints, like: State) -> tuple[int, State] | None:
+    """The newest step that is whole, as are the rows up to it, and its state; rows after it, whose steps are trained again, are dropped."""
+    found = keep.restore(like, holds=lambda meta: record.holds(folder, meta.get("rows", {})))
+    if jax.process_index() == 0 and (found is None or "rows" in found[2]):  # older checkpoints do not tell of rows
+        record.cut(folder, found[2]["rows"] if found else {})
+    return found and found[:2]
+
+
+def _agreed(asked: bool, due: bool, boundary: bool) -> tuple[bool, bool]:
+    """Whether a run is asked to stop and whether a save is due, of which several processes agree at the boundaries of logging."""
+    if jax.process_count() == 1:
+        return asked, due
+    if not boundary:
+        return False, False
+    told = multihost_utils.process_allgather(np.array([asked, due]))
+    return tuple(told.any(0).tolist())
+
+
+def _same(pop: Population, step: int, once: list[jax.Array], again: list[jax.Array], events: Events) -> None:
+    """Preempted where a step computed twice from the same carry differs: the hardware errs, and nothing that came of it is to be saved."""
+    with events.timed("replay", step=step + 1):
+        one, two = (digests(pop.state(carry)) for carry in (once, again))
+    if odd := [k for k in one if one[k] != two[k]]:
+        events.tell("corruption", step=step + 1, leaves=odd)
+        raise Preempted(
+            f"step {step + 1} computed twice from the same state differs in {len(odd)} arrays, {odd[0]} among them; nothing of it is "
+            "saved; the same command goes on from the last checkpoint, better on another device"
+        )
 
 
 def _best(values: dict) -> float | None:
@@ -490,6 +548,7 @@ def keep_best(folder: Path, pop: Population, state: State, judged: dict) -> bool
             best[t.arm] = i
     if not best:
         return False
+    shutil.rmtree(folder / "weights", ignore_errors=True)  # of an attempt that was killed before it said so
     store = Checkpoints(folder / "weights", keep=1)
     kept = {pop.trials[i].id: jax.tree.map(lambda x: x[i], state.ema) for i in best.values()}  # noqa: B023
     meta = {pop.trials[i].id: {"arm": arm, "loss": float(loss[i])} for arm, i in best.items()}

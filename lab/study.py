@@ -51,17 +51,23 @@ DEFAULTS = {
         **{"schedule": "cosine", "warmup": 0, "decay": 0.2},
     },
     # f32 matmuls are bf16 on TPUs and TF32 on GPUs by default, so the precision is set and part of a trial's identity
-    "train": {"steps": 1000, "batch": 64, "log_every": 10, "dtype": "float32", "precision": "highest"},
+    # failure: what becomes of an update that is not finite or, with a spike, has a gradient norm above so many times the mean (lab/failure.py)
+    "train": {
+        **{"steps": 1000, "batch": 64, "log_every": 10, "dtype": "float32", "precision": "highest"},
+        **{"failure": "stop", "spike": 0.0, "retries": 10, "copy_every": 100},
+    },
     "eval": {"examples": 512, "batch": 128, "every": 250, "metric": "eval_loss"},
     "sample": {"n": 16, "options": {}},
     # judges by name (lab/evals), on n samples of every trial at its last step and, with every > 0, along the way
     "judge": {"names": (), "every": 0, "n": 256, "options": {}},
     # not part of a trial's identity: where and how it runs. chunk: most trials in one program, 0 for what memory allows;
     # workers: processes that read data which memory cannot hold, 0 for threads; halving: after these shares of the steps, which share goes on;
-    # trunk: longer horizons go on from where the decays of shorter ones begin
+    # trunk: longer horizons go on from where the decays of shorter ones begin; checkpoints: every so many seconds, and steps if not 0; the
+    # newest `keep` stay, and all at multiples of keep_every; replay_every: steps between two that are computed twice and compared
     "run": {
         **{"mesh": {}, "rules": {"batch": "data"}, "chunk": 0, "checkpoint_seconds": 60.0, "data_dir": "data", "workers": 0},
         **{"halving": {"at": (), "keep": 0.5}, "trunk": False},
+        **{"checkpoint_steps": 0, "keep": 2, "keep_every": 0, "replay_every": 0},
     },
 }
 # sections with keys of their own
@@ -76,6 +82,7 @@ TRACED_SECTIONS = ("seed", "parametrization", "transfer")  # beside what optim t
 SINCE = {
     **{"optim.name": "adamw", "parametrization.eps": "scaled", "parametrization.decay": "constant"},
     **{f"transfer.{k}": v for k, v in rates.NONE.items()},
+    **{"train.failure": "stop", "train.spike": 0.0, "train.retries": 10, "train.copy_every": 100},
 }
 NUMBERS = 2  # raised where the same config computes something else. 2: sine-cosine positions have the column first
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -205,7 +212,7 @@ def _counts(config: dict) -> None:
     """UserError for a number of things that is less than one, or a metric by which no trial is told best."""
     if config["eval"]["metric"] not in METRICS:
         raise unknown("config key eval.metric", config["eval"]["metric"], METRICS)
-    for key in ("train.steps", "train.batch", "train.log_every", "eval.examples", "eval.batch", "eval.every", "judge.n"):
+    for key in ("train.steps", "train.batch", "train.log_every", "eval.examples", "eval.batch", "eval.every", "judge.n", "run.keep"):
         section, leaf = key.split(".")
         if config[section][leaf] < 1:
             raise UserError(f"config key {key}={config[section][leaf]} must be at least 1")

@@ -10,7 +10,8 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from lab.axes import Dims, draw, view
-from lab.optim import Hyper, Schedule, optimizer
+from lab.failure import STOP, Policy
+from lab.optim import Hyper, Schedule, at_step, optimizer
 from lab.optimizers import adamw
 
 DIVERGED = 10.0  # a training loss this many times the first one counts as diverged, as a non-finite one does
@@ -27,11 +28,12 @@ class State:
     step: jax.Array  # int32
     alive: jax.Array  # bool: False from the step at which the trial diverged
     first: jax.Array  # float32: loss of the first step
+    kept: Any = None  # what the policy for failed updates remembers
 
 
 @dataclass(frozen=True)
 class Program:
-    """What the trials of one population share: the described model, the objective, the schedule, the compute dtype, the optimizer."""
+    """What the trials of one population share: the described model, the objective, the schedule, the compute dtype, the optimizer, what failed updates lead to."""
 
     model: Any
     dims: Dims
@@ -39,6 +41,7 @@ class Program:
     rate: Schedule
     dtype: jnp.dtype
     core: Callable = adamw.Optimizer
+    failure: Policy = STOP
 
     def loss(self, params: Any, key: jax.Array, batch: dict) -> jax.Array:
         """Loss of each example, [B], in float32."""
@@ -50,7 +53,8 @@ class Program:
         opt = optimizer(hyper, self.rate.at(hyper.horizon), self.core).init(params)
         first, alive = jnp.float32(jnp.inf), jnp.array(True)
         # a buffer of its own: donated buffers must not be shared between params and their average
-        return State(params, opt, jax.tree.map(jnp.copy, params), jnp.int32(0), alive, first)
+        ema = jax.tree.map(jnp.copy, params)
+        return State(params, opt, ema, jnp.int32(0), alive, first, self.failure.begin((params, opt, ema)))
 
     def update(self, params: Any, opt: Any, step: jax.Array, hyper: Hyper, batch: dict) -> tuple[jax.Array, Any, Any, Any]:
         """Loss and gradient on the batch of a step, and what the optimizer makes of it: the update and its next state."""
@@ -59,17 +63,19 @@ class Program:
         return loss, grads, *optimizer(hyper, self.rate.at(hyper.horizon), self.core).update(grads, opt, params)
 
     def step(self, state: State, hyper: Hyper, batch: dict) -> tuple[State, dict]:
-        """One update on a batch; a trial that diverges keeps its last state from then on."""
+        """One update on a batch, or what self.failure makes of one that fails; a trial that diverges keeps its last state from then on."""
         loss, grads, updates, opt = self.update(state.params, state.opt, state.step, hyper, batch)
         norm = optax.tree.norm(grads)
-        first = jnp.where(state.step == 0, loss, state.first)
-        alive = state.alive & jnp.isfinite(loss) & jnp.isfinite(norm) & (loss <= DIVERGED * first)
+        first = jnp.where(jnp.isinf(state.first) & jnp.isfinite(loss), loss, state.first)
+        sound = jnp.isfinite(loss) & jnp.isfinite(norm) & (loss <= DIVERGED * first)
         params = optax.apply_updates(state.params, updates)
         ema = optax.incremental_update(params, state.ema, 1.0 - hyper.ema)
-        new = State(params, opt, ema, state.step + 1, alive, first)
-        old = State(state.params, state.opt, state.ema, state.step + 1, alive, first)
-        frozen = jax.tree.map(lambda n, o: jnp.where(alive, n, o), new, old)
-        return frozen, {"loss": loss, "grad_norm": norm, "diverged": ~alive}
+        old = state.params, state.opt, state.ema
+        (params, opt, ema), kept, alive, told = self.failure.after(state.kept, old, (params, opt, ema), state.alive, sound, norm)
+        if told:  # the learning rate goes by steps, of which some were no updates
+            opt = at_step(opt, state.step + 1)
+        new = State(params, opt, ema, state.step + 1, alive, first, kept)
+        return new, {"loss": loss, "grad_norm": norm, "diverged": ~alive, **told}
 
     def evaluate(self, state: State, key: jax.Array, batches: dict) -> dict:
         """Mean loss over fixed batches [N, B, ...] with fixed draws, for the weights and for their average."""
