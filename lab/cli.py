@@ -219,7 +219,9 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
-        print(f"lab: {e.strerror}: {e.filename or 'a file of the study'}; the same command goes on from the last saved step", file=sys.stderr)
+        print(
+            f"lab: {e.strerror}: {e.filename or 'a file of the study'}; the same command goes on from the last saved step", file=sys.stderr
+        )
         return 2
     except KeyboardInterrupt:
         print("lab: interrupted; the same command goes on from the last saved step", file=sys.stderr)
