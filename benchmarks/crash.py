@@ -322,7 +322,9 @@ def cases(args: argparse.Namespace) -> list[tuple]:
         out.append(("kill", moment, ("step", rng.randint(1, 8), 0.0, signal.SIGKILL) if n % 4 == 3 else None))
     for what in ("leaf", "metadata", "every checkpoint", "rows"):
         out += [("damage", what, how, rng.randrange(2**32)) for how in ("truncated", "flipped", "missing")]
-    return out + ([] if args.promise else [("full", 1.0), ("full", 2.0), ("full", 3.0), ("readonly",)])
+    out += [] if args.promise else [("full", 1.0), ("full", 2.0), ("full", 3.0), ("readonly",)]
+    rng.shuffle(out)  # so that what --minutes leaves out is of every kind
+    return out
 
 
 def tried(base: Path, case: tuple, promise: str) -> dict:
@@ -353,6 +355,9 @@ def matrix(base: Path, args: argparse.Namespace) -> list[dict]:
     _common.say(f"undisturbed: {truth}")
     mine = cases(args)[part::parts]
     for n, case in enumerate(mine, 1):
+        if args.minutes and time.monotonic() - begun > 60 * args.minutes:
+            _common.say(f"{len(mine) - n + 1} cases are left out: --minutes")
+            break
         row = tried(base, case, args.promise)
         if not row["codes"]:
             _common.say(f"{row['kind']}: {row['case']}")
@@ -369,7 +374,7 @@ def matrix(base: Path, args: argparse.Namespace) -> list[dict]:
 def workers(base: Path, args: argparse.Namespace) -> list[dict]:
     """The rows of all cases, shared out among processes."""
     parts = [base / f"part{i}.json" for i in range(args.workers)]
-    command = [sys.executable, __file__, "--moments", str(args.moments), "--seed", str(args.seed)]
+    command = [sys.executable, __file__, "--moments", str(args.moments), "--seed", str(args.seed), "--minutes", str(args.minutes)]
     command += ["--break", args.promise] if args.promise else []
     running = [subprocess.Popen([*command, "--part", f"{i}/{len(parts)}", "--out", str(p)]) for i, p in enumerate(parts)]
     if any(p.wait() for p in running):
@@ -382,6 +387,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="lab bench crash", description=__doc__)
     parser.add_argument("--moments", type=int, default=72, help="at which it is killed (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=0.0, help="after which no case is begun (default: all are)")
     parser.add_argument("--workers", type=int, default=2, help="processes that share the cases (default %(default)s)")
     parser.add_argument(
         "--break", dest="promise", default="", choices=("", "flush", "digest", "rows", "step"), help="a promise to break first"

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 
 from lab.digests import digests, kind, named
 from lab.errors import UserError
+from sharding import hosts
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every file it touches
 
@@ -46,11 +46,6 @@ def _own(flat: dict[str, Any]) -> dict[str, Any]:
     """
     live = {k: x for k, x in flat.items() if isinstance(x, jax.Array) and next(iter(x.sharding.device_set)).platform == "cpu"}
     return flat | dict(zip(live, _copied(list(live.values())), strict=True))
-
-
-def _everywhere(ok: bool) -> bool:
-    """Whether something holds in every process."""
-    return ok if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(np.array(ok))))
 
 
 def _differs(flat: dict[str, Any], said: dict[str, str]) -> str | None:
@@ -102,7 +97,7 @@ class Checkpoints:
                 raise
             except Exception as e:  # whatever a damaged file makes the reader raise
                 why = str(e).splitlines()[0][:120]
-            if _everywhere(found is not None):
+            if not hosts.agreed(found is None)[0]:
                 flat, meta = found
                 if (odd := _differs(flat, meta["digests"])) is None:
                     flat = {k: flat[k].astype(x.dtype) if cast else flat[k] for k, x in named(like).items()}
@@ -113,11 +108,11 @@ class Checkpoints:
 
     def _aside(self, step: int, why: str) -> None:
         print(f"checkpoint {step} of {self.folder.name} is damaged and put aside ({why})", flush=True)
-        if jax.process_index() == 0:
+        if hosts.first():
             aside = self.folder / f"damaged-{step}"
             shutil.rmtree(aside, ignore_errors=True)
             (self.folder / str(step)).rename(aside)
-        _everywhere(True)  # none goes on before it is moved
+        hosts.barrier(f"checkpoint {step} is put aside")
         self._manager.reload()
 
     def _read(self, step: int, like: Any, cast: bool, holds: Callable[[dict], bool]) -> tuple[dict, dict]:

@@ -18,10 +18,10 @@ EVERY = 2.0  # seconds of steps in one event: what a kill leaves untold
 
 
 class Events:
-    """Writes the events of one attempt, which `began` at a Unix time and goes on from a step."""
+    """Writes the events of one attempt, which `began` at a Unix time and goes on from a step; of attempt 0, of a process that does not write, none."""
 
     def __init__(self, folder: Path, attempt: int, began: float, step: int):
-        self._file = (Path(folder) / f"events-{attempt:04d}.jsonl").open("a")
+        self._file = (Path(folder) / f"events-{attempt:04d}.jsonl" if attempt else Path(os.devnull)).open("a")
         self._step, self._to, self._seconds, self._said = step, step, 0.0, time.monotonic()
         self.seconds: dict[str, float] = {}
         self._write("start", at=round(began, 3), attempt=attempt, owner=f"{socket.gethostname()}:{os.getpid()}")
