@@ -33,21 +33,6 @@ def saved(folder: Path) -> bool:
     return any(p.name.isdigit() for p in Path(folder).glob("*"))
 
 
-@jax.jit
-def _copied(leaves: list[jax.Array]) -> list[jax.Array]:
-    return [jnp.copy(x) for x in leaves]
-
-
-def _own(flat: dict[str, Any]) -> dict[str, Any]:
-    """Leaves that nobody overwrites while they are written.
-
-    On a CPU Orbax writes the very buffers that are donated to the next step; from other devices it takes a copy to the host before it
-    returns, and of arrays on the host it takes one itself.
-    """
-    live = {k: x for k, x in flat.items() if isinstance(x, jax.Array) and next(iter(x.sharding.device_set)).platform == "cpu"}
-    return flat | dict(zip(live, _copied(list(live.values())), strict=True))
-
-
 def _differs(flat: dict[str, Any], said: dict[str, str]) -> str | None:
     """The first leaf that is not what its digest says; a digest of the form of older checkpoints is a CRC-32 of the bytes."""
     now = digests(flat)
@@ -73,13 +58,16 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def save(self, step: int, tree: Any, meta: dict | None = None) -> None:
-        """Save a tree of arrays and a JSON-able `meta` as `step`, which may have been saved before; OSError where there is no space."""
+        """Save a tree of arrays and a JSON-able `meta` as `step`, which may have been saved before; OSError where there is no space.
+
+        What becomes of the arrays afterwards changes nothing: Orbax copies those of the host, and holds buffers that are donated to a step.
+        """
         if step in self._manager.all_steps():
             return
         flat = named(tree)
         meta = {"digests": digests(flat), "meta": json.loads(json.dumps(meta or {}))}
         meta["seal"] = _seal(meta)
-        args = ocp.args.Composite(tree=ocp.args.PyTreeSave(_own(flat)), meta=ocp.args.JsonSave(meta))
+        args = ocp.args.Composite(tree=ocp.args.PyTreeSave(flat), meta=ocp.args.JsonSave(meta))
         self._told(lambda: self._manager.save(step, args=args, force=True))
 
     def restore(self, like: Any, cast: bool = False, holds: Callable[[dict], bool] = lambda meta: True) -> tuple[int, Any, dict] | None:

@@ -159,10 +159,12 @@ def test_a_step_computed_twice_tells_a_corrupted_one(tmp_path, monkeypatch, whol
 
 
 def test_failed_updates_are_columns_of_the_rows(tmp_path):
-    path, folder = experiment(tmp_path, steps=12), tmp_path / "tiny"
-    train(path, folder, "--config.train.failure=skip", "--config.train.spike=1.01")
-    skipped = [x for x in record.table(folder)["skipped"].to_pylist() if x is not None]
-    assert max(skipped) > 0
+    path, folder = experiment(tmp_path, steps=12, rates=(-8, 12)), tmp_path / "tiny"
+    train(path, folder, "--config.train.failure=skip", "--config.train.retries=20")
+    skipped = {r["optim.lr"]: r["skipped"] for r in record.table(folder).to_pylist() if r["step"] == 11}
+    assert skipped[2.0**-8] == 0
+    assert skipped[2.0**12] > 5
+    assert set(record.status(folder).values()) == {"done"}
 
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys):

@@ -24,7 +24,7 @@ def bad(n):
 def made():
     """{policy: (init, step, hyper)}, compiled once."""
     out = {}
-    for p in (Policy(), Policy("skip", 0.0, 2), Policy("rollback", 0.0, 2, 3), Policy("skip", 4.0, 5)):
+    for p in (Policy(), Policy("skip", 0.0, 2), Policy("rollback", 0.0, 2, 3), Policy("skip", 2.0, 5)):
         prog = dataclasses.replace(small.program(depth=1, mlp_ratio=1, steps=40, name="cosine"), failure=p)
         out[p.name, p.spike] = (jax.jit(prog.init), jax.jit(prog.step), small.hyper(prog))
     return out
@@ -88,13 +88,13 @@ def test_a_trial_may_fail_at_its_first_step(made):
 
 
 def test_a_spike_of_the_gradient_is_skipped_once_the_mean_has_settled(made):
-    loud = {**small.batch(16, 11), "image": small.batch(16, 11)["image"].astype(jnp.float32) * 3}
+    loud = {**small.batch(16, 11), "image": 2.8 * (small.batch(16, 11)["image"] / 127.5 - 1)}  # its loss is no ten times the first
     quiet = [small.batch(16, n) for n in range(11)]
-    _, early = train(made["skip", 4.0], [*quiet[:3], loud])
+    _, early = train(made["skip", 2.0], [*quiet[:3], loud])
     assert early[-1]["skipped"] == 0
-    states, values = train(made["skip", 4.0], [*quiet, loud])
+    states, values = train(made["skip", 2.0], [*quiet, loud])
     told = values[-1]
-    assert (told["grad_norm"] > 4 * float(states[-2].kept["norm"])) == bool(told["skipped"])
+    assert (told["grad_norm"] > 2 * float(states[-2].kept["norm"])) == bool(told["skipped"])
     assert told["skipped"] == 1
     assert float(states[-1].kept["norm"]) == pytest.approx(np.mean([v["grad_norm"] for v in values[:-1]]), rel=1e-4)
 
@@ -116,7 +116,7 @@ def test_too_many_rollbacks_are_a_divergence(made):
 
 
 def test_the_default_keeps_identities_and_another_policy_has_its_own():
-    config = small.config()
+    config = small.config() | {"data": {"name": "shapes"}}
     old = {**config, "train": {k: v for k, v in config["train"].items() if k not in ("failure", "spike", "retries", "copy_every")}}
     assert identity(config, "x") == identity(old, "x")
     assert identity({**config, "train": {**config["train"], "failure": "skip"}}, "x") != identity(config, "x")
