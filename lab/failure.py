@@ -50,7 +50,6 @@ class Policy(NamedTuple):
             alive = alive & (in_a_row <= self.retries)
             return _chosen(alive & sound, new, old), then, alive, {"skipped": failed}
         alive = alive & (failed <= self.retries)
-        new = jax.lax.optimization_barrier(new)  # computed once: the copy is what the trial had, to the last bit
         age = jnp.where(sound, kept["age"] + 1, 0)
         copy = _chosen(alive & (age == self.copy_every), new, kept["copy"])
         then |= {"copy": copy, "age": jnp.where(age == self.copy_every, 0, age)}

@@ -1,4 +1,4 @@
-"""A study that is killed, whose step is computed wrongly or whose files are damaged comes out as undisturbed. All moments: lab bench crash."""
+"""A study that is killed, whose steps err or whose files are damaged comes out as undisturbed. All moments: lab bench crash."""
 
 import json
 import os

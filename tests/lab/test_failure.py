@@ -46,6 +46,11 @@ def same(a, b):
     return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
+def close(a, b):
+    """Whether two trees are equal but for rounding: a copy may be computed beside what it is of."""
+    return all(np.allclose(x, y, rtol=1e-5, atol=1e-7) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
 def trained(s):
     """What updates change."""
     return s.params, s.opt, s.ema
@@ -103,11 +108,11 @@ def test_rollback_goes_back_to_the_copy_and_leaves_out_what_came_since(made):
     batches = [small.batch(16, n) for n in range(5)] + [bad(5), small.batch(16, 6)]
     states, values = train(made["rollback", 0.0], batches)
     assert [v["rollbacks"] for v in values] == [0] * 5 + [1, 1]
-    assert same((states[6].params, states[6].ema), (states[3].params, states[3].ema))  # the copy after three sound updates
-    assert not same(states[6].params, states[5].params)
+    assert close((states[6].params, states[6].ema), (states[3].params, states[3].ema))  # the copy after three sound updates
+    assert not close(states[6].params, states[5].params)
     before = dataclasses.replace(states[3], step=jnp.int32(6), opt=at_step(states[3].opt, jnp.int32(6)), kept=states[6].kept)
     (_, after), _ = train(made["rollback", 0.0], [small.batch(16, 6)], before)
-    assert same(trained(after), trained(states[7]))
+    assert close(trained(after), trained(states[7]))
 
 
 def test_too_many_rollbacks_are_a_divergence(made):
