@@ -111,8 +111,9 @@ def test_rollback_goes_back_to_the_copy_and_leaves_out_what_came_since(made):
     assert close((states[6].params, states[6].ema), (states[3].params, states[3].ema))  # the copy after three sound updates
     assert not close(states[6].params, states[5].params)
     before = dataclasses.replace(states[3], step=jnp.int32(6), opt=at_step(states[3].opt, jnp.int32(6)), kept=states[6].kept)
-    (_, after), _ = train(made["rollback", 0.0], [small.batch(16, 6)], before)
-    assert close(trained(after), trained(states[7]))
+    _, (after,) = train(made["rollback", 0.0], [small.batch(16, 6)], before)
+    assert after["loss"] == pytest.approx(values[6]["loss"], rel=1e-5)  # the same weights, noise and batch
+    assert after["loss"] != pytest.approx(train(made["rollback", 0.0], [small.batch(16, 6)], states[5])[1][0]["loss"], rel=1e-4)
 
 
 def test_too_many_rollbacks_are_a_divergence(made):
