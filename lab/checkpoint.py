@@ -1,34 +1,26 @@
 """Orbax behind one small module, with a digest of every leaf: Orbax alone restores a flipped byte without a word."""
 
+import errno
 import json
 import logging
+import os
 import shutil
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
 
+from lab.digests import digests, kind, named
 from lab.errors import UserError
+from sharding import hosts
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every file it touches
-
-
-def _flat(tree: Any) -> dict[str, Any]:
-    return {jax.tree_util.keystr(k, simple=True, separator="."): x for k, x in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def kind(x: Any) -> str:
-    """dtype and shape of an array or a description of one."""
-    return f"{np.dtype(x.dtype).name}-{'x'.join(map(str, x.shape))}"
-
-
-def digest(x: Any) -> str:
-    """Checksum of an array's bytes, dtype and shape."""
-    x = np.asarray(x)
-    return f"{zlib.crc32(x.tobytes()):08x}-{kind(x)}"
 
 
 def _seal(meta: dict) -> int:
@@ -41,55 +33,95 @@ def saved(folder: Path) -> bool:
     return any(p.name.isdigit() for p in Path(folder).glob("*"))
 
 
-class Checkpoints:
-    """Steps saved in one folder, newest kept; a save is written behind the training and is durable after `wait`."""
+def _differs(flat: dict[str, Any], said: dict[str, str]) -> str | None:
+    """The first leaf that is not what its digest says; a digest of the form of older checkpoints is a CRC-32 of the bytes."""
+    now = digests(flat)
+    for k, x in flat.items():
+        mine = now[k] if len(said[k].split("-", 1)[0]) > 8 else f"{zlib.crc32(np.asarray(x).tobytes()):08x}-{kind(x)}"
+        if mine != said[k]:
+            return k
+    return None
 
-    def __init__(self, folder: Path, keep: int = 2):
+
+class Checkpoints:
+    """Steps saved in one folder, the newest `keep` of them kept and all that `keep_every` divides (0: none for that).
+
+    A save is written behind the training and is durable after `wait`. Leaves are arrays on the host or on devices, of one process or of
+    several, which then all call alike.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2, keep_every: int = 0):
         self.folder = Path(folder).resolve()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True)
+        # trained numbers hardly compress, and what compresses them takes their cores from the training
+        handlers = {"tree": ocp.PyTreeCheckpointHandler(use_compression=False), "meta": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def save(self, step: int, tree: Any, meta: dict | None = None) -> None:
-        """Save a tree of arrays and a JSON-able `meta` as `step`."""
-        # a copy, as the live buffers are donated to the next step while the save is still being written
-        flat = {k: np.array(x, copy=True) for k, x in _flat(tree).items()}
-        meta = {"digests": {k: digest(x) for k, x in flat.items()}, "meta": json.loads(json.dumps(meta or {}))}
+        """Save a tree of arrays and a JSON-able `meta` as `step`, which may have been saved before; OSError where there is no space.
+
+        What becomes of the arrays afterwards changes nothing: Orbax copies those of the host, and holds buffers that are donated to a step.
+        """
+        if step in self._manager.all_steps():
+            return
+        flat = named(tree)
+        meta = {"digests": digests(flat), "meta": json.loads(json.dumps(meta or {}))}
         meta["seal"] = _seal(meta)
-        args = ocp.args.Composite(tree=ocp.args.StandardSave(flat), meta=ocp.args.JsonSave(meta))
-        self._manager.save(step, args=args, force=True)
+        args = ocp.args.Composite(tree=ocp.args.PyTreeSave(flat), meta=ocp.args.JsonSave(meta))
+        self._told(lambda: self._manager.save(step, args=args, force=True))
 
-    def restore(self, like: Any) -> tuple[int, Any, dict] | None:
-        """The newest step that verifies, as (step, tree like `like`, meta); None when there is none.
+    def restore(self, like: Any, cast: bool = False, holds: Callable[[dict], bool] = lambda meta: True) -> tuple[int, Any, dict] | None:
+        """The newest step that verifies and whose meta `holds`, as (step, tree like `like`, meta); None when there is none.
 
-        A step that cannot be read or whose digests differ is moved aside as `damaged-<step>` and the one before is tried.
+        Leaves come back on the shardings of `like`, whatever they were saved from; without one, on the first device. `cast` lets them
+        become another dtype than the one saved. A step that cannot be read, whose digests differ or whose meta does not hold is moved
+        aside as `damaged-<step>` and the one before is tried.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
+            found, why = None, ""
             try:
-                return (step, *self._read(step, like))
+                found = self._read(step, like, cast, holds)
             except UserError:
                 raise
             except Exception as e:  # whatever a damaged file makes the reader raise
-                print(f"checkpoint {step} of {self.folder.name} is damaged and put aside ({str(e).splitlines()[0][:120]})", flush=True)
-                aside = self.folder / f"damaged-{step}"
-                shutil.rmtree(aside, ignore_errors=True)
-                (self.folder / str(step)).rename(aside)
-                self._manager.reload()
+                why = str(e).splitlines()[0][:120]
+            if not hosts.agreed(found is None)[0]:
+                flat, meta = found
+                if (odd := _differs(flat, meta["digests"])) is None:
+                    flat = {k: flat[k].astype(x.dtype) if cast else flat[k] for k, x in named(like).items()}
+                    return step, jax.tree.unflatten(jax.tree.structure(like), list(flat.values())), meta["meta"]
+                why = f"the digest of {odd} differs"
+            self._aside(step, why or "another process cannot read it")
         return None
 
-    def _read(self, step: int, like: Any) -> tuple[Any, dict]:
-        abstract = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in _flat(like).items()}
-        meta = self._meta(step)
-        have = {(k, d.split("-", 1)[1]) for k, d in meta["digests"].items()}
-        if odd := have ^ {(k, kind(x)) for k, x in abstract.items()}:  # Orbax would pad, cut or cast without a word
-            odd = sorted({k for k, _ in odd})[:3]
-            raise UserError(f"checkpoint {step} in {self.folder.name} holds other weights than the config describes: {', '.join(odd)}")
-        cpu = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        abstract = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cpu) for k, x in abstract.items()}
-        flat = self._manager.restore(step, args=ocp.args.Composite(tree=ocp.args.StandardRestore(abstract))).tree
-        for name, x in flat.items():
-            if digest(x) != meta["digests"][name]:
-                raise ValueError(f"the digest of {name} differs")
-        return jax.tree.unflatten(jax.tree.structure(like), [flat[k] for k in _flat(like)]), meta["meta"]
+    def _aside(self, step: int, why: str) -> None:
+        print(f"checkpoint {step} of {self.folder.name} is damaged and put aside ({why})", flush=True)
+        if hosts.first():
+            aside = self.folder / f"damaged-{step}"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self.folder / str(step)).rename(aside)
+        hosts.barrier(f"checkpoint {step} is put aside")
+        self._manager.reload()
+
+    def _read(self, step: int, like: Any, cast: bool, holds: Callable[[dict], bool]) -> tuple[dict, dict]:
+        meta, like = self._meta(step), named(like)
+        have = {k: d.split("-", 1)[1] for k, d in meta["digests"].items()}
+        where = f"checkpoint {step} in {self.folder.name}"
+        if odd := sorted(have.keys() ^ like.keys()):
+            raise UserError(f"{where} holds other weights than the config describes: {', '.join(odd[:3])}")
+        for k, x in like.items():  # Orbax would pad, cut or cast without a word
+            (dtype, shape), (mine, wanted) = have[k].rsplit("-", 1), kind(x).rsplit("-", 1)
+            if shape != wanted:
+                raise UserError(f"{where} holds other weights than the config describes: {k} is {shape}, not {wanted}")
+            if dtype != mine and not cast:
+                raise UserError(f"{where} holds {k} as {dtype}, where {mine} is asked for; expected one dtype, or a cast that is asked for")
+        if not holds(meta["meta"]):
+            raise ValueError("the rows that it goes with are gone or damaged")
+        first = SingleDeviceSharding(jax.local_devices()[0])
+        dtypes = {k: jnp.dtype(have[k].rsplit("-", 1)[0]) for k in like}
+        abstract = {k: jax.ShapeDtypeStruct(x.shape, dtypes[k], sharding=getattr(x, "sharding", None) or first) for k, x in like.items()}
+        args = ocp.args.PyTreeRestore(abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract))
+        return self._manager.restore(step, args=ocp.args.Composite(tree=args)).tree, meta
 
     def _meta(self, step: int) -> dict:
         meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
@@ -107,9 +139,18 @@ class Checkpoints:
         except Exception as e:  # whatever a damaged file makes the reader raise
             raise UserError(f"checkpoint {step} in {self.folder.name} is damaged ({str(e).splitlines()[0][:120]})") from e
 
+    def _told(self, call: Callable[[], Any]) -> None:
+        """A call of Orbax, whose thread tells a full disk in words of its own, as the OSError that it is."""
+        try:
+            call()
+        except Exception as e:
+            if not isinstance(e, OSError) and os.strerror(errno.ENOSPC) in str(e):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder)) from e
+            raise
+
     def wait(self) -> None:
-        """Block until every save is durable."""
-        self._manager.wait_until_finished()
+        """Block until every save is durable; OSError where there was no space."""
+        self._told(self._manager.wait_until_finished)
 
     def close(self) -> None:
         """Finish pending saves and release the folder."""

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import errno
 import inspect
 import os
 import runpy
@@ -217,6 +218,13 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as e:
         print(f"lab: {e}", file=sys.stderr)
         return 2
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        print(
+            f"lab: {e.strerror}: {e.filename or 'a file of the study'}; the same command goes on from the last saved step", file=sys.stderr
+        )
+        return 2
     except KeyboardInterrupt:
         print("lab: interrupted; the same command goes on from the last saved step", file=sys.stderr)
         return 75
@@ -251,25 +259,33 @@ def _study(args: argparse.Namespace, folder: bool = False):
 
 
 def _run(args: argparse.Namespace) -> int:
+    from lab.log import console
     from lab.population import Interrupt, Preempted
+    from sharding import hosts
 
+    try:
+        hosts.start()
+    except (ValueError, RuntimeError) as e:
+        raise UserError(f"processes of this run: {str(e).splitlines()[0]}") from e
+    console.quiet = not hosts.first()
     study = _study(args, folder=True)
     try:
         with Interrupt() as interrupt:
             folder = study.run(interrupt)
-    except Preempted:
-        print("lab: stopped, state saved; the same command goes on from here", file=sys.stderr)
+    except Preempted as e:
+        print(f"lab: {e}" if str(e) else "lab: stopped, state saved; the same command goes on from here", file=sys.stderr)
         return 75
     from lab import record, report
-    from lab.log import console
 
     states = record.status(folder)
     wanted = [states[i] for i in study.trials]
-    console.print("drawing the report", markup=False)
-    found = report.find(folder)
-    page = report.report(folder, found=found)
-    print(report.headline(found))
-    print(f"report: {page}")
+    if hosts.first():
+        console.print("drawing the report", markup=False)
+        found = report.find(folder)
+        page = report.report(folder, found=found)
+        print(report.headline(found))
+        print(f"report: {page}")
+    hosts.barrier("report")
     return 3 if wanted and all(s == "diverged" for s in wanted) else 0
 
 
@@ -356,7 +372,7 @@ def _factor(text: str) -> int:
 
 
 def _status(args: argparse.Namespace) -> None:
-    from lab import record
+    from lab import goodput, record
 
     folder = Path(args.study)
     states, study = record.status(folder), record.read_study(folder)
@@ -374,6 +390,8 @@ def _status(args: argparse.Namespace) -> None:
     table.add_section()
     table.add_row("all", *(str(sum(r.get(k, 0) for r in counts.values())) for k in kinds), "")
     Console().print(table)
+    if told := goodput.said(goodput.study(folder, list(study["populations"]))):
+        print(told)
 
 
 def _report(args: argparse.Namespace) -> None:

@@ -149,6 +149,11 @@ def _each(f, scales: list[Scales], tree: Any, *rest: Any) -> Any:
     return jax.tree.unflatten(treedef, out)
 
 
+def at_step(state: Any, step: jax.Array) -> Any:
+    """An optimizer's state whose learning rate is that of a step, whatever updates were left out before it."""
+    return (*state[:-1], state[-1]._replace(count=step))
+
+
 def optimizer(hyper: Hyper, rate: Callable, core: Callable = adamw.Optimizer) -> optax.GradientTransformation:
     """The optimizer of one trial; `rate` multiplies hyper.lr. Its state is optax's own, with the core's in its midst.
 

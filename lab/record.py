@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import socket
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +95,35 @@ def _packed(folder: Path) -> pa.Table | None:
     if not path.exists():
         return None
     try:
-        rows = pq.read_table(path)
+        rows = pq.read_table(path, page_checksum_verification=True)
     except (pa.ArrowInvalid, OSError) as e:
         raise UserError(f"file {str(path)!r} is damaged ({str(e).splitlines()[0]}); delete its folder and run again") from None
     if missing := [c for c in KEYS if c not in rows.column_names]:
         raise UserError(f"file {str(path)!r} has no column {missing[0]!r}; restore it, or delete its folder and run again")
     return rows
+
+
+def position(folder: Path) -> dict[str, list[int]]:
+    """How far the rows of a population go: {segment: [bytes, CRC-32 of them]}. A checkpoint holds the position of the rows before it."""
+    return {p.name: [p.stat().st_size, zlib.crc32(p.read_bytes())] for p in _segments(folder)}
+
+
+def holds(folder: Path, at: dict[str, list[int]]) -> bool:
+    """Whether the rows up to a position are there, whole: in their segments, or packed."""
+
+    def whole(name, size, crc):
+        path = Path(folder) / name
+        return _packed(folder) is not None if not path.exists() else zlib.crc32(path.read_bytes()[:size]) == crc
+
+    return all(whole(name, *told) for name, told in at.items())
+
+
+def cut(folder: Path, at: dict[str, list[int]]) -> None:
+    """Drop the rows after a position: their steps are trained again."""
+    for path in _segments(folder):
+        size = at.get(path.name, [0])[0]
+        if path.stat().st_size > size:
+            os.truncate(path, size)
 
 
 class Writer:
@@ -111,14 +135,22 @@ class Writer:
         packed = _packed(folder)
         before = [int(p.stem.split("-")[1]) for p in _segments(folder)] + (packed["attempt"].to_pylist() if packed else [])
         self.attempt = max(before, default=0) + 1
-        self._file = (folder / f"rows-{self.attempt:04d}.jsonl").open("x")
+        self._before = position(folder)
+        self._path, self._size, self._crc = folder / f"rows-{self.attempt:04d}.jsonl", 0, 0
+        self._file = self._path.open("xb")
 
     def append(self, rows: list[dict]) -> None:
         """Append rows; a value that is not a finite number is written as null."""
         for row in rows:
             clean = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()}
-            self._file.write(json.dumps(clean) + "\n")
+            line = json.dumps(clean).encode() + b"\n"
+            self._file.write(line)
+            self._size, self._crc = self._size + len(line), zlib.crc32(line, self._crc)
         self._file.flush()
+
+    def position(self) -> dict[str, list[int]]:
+        """The position of the rows so far; they are durable after `flush`."""
+        return {**self._before, self._path.name: [self._size, self._crc]}
 
     def flush(self) -> None:
         """Make the rows so far durable."""
@@ -166,7 +198,7 @@ def compact(folder: Path) -> None:
     """Turn the segments of a finished population into rows.parquet."""
     table = read_rows(folder)
     temporary = folder / ".rows.parquet"
-    pq.write_table(table, temporary)
+    pq.write_table(table, temporary, write_page_checksum=True)  # or a flipped bit would be another number
     with temporary.open("rb") as f:
         os.fsync(f.fileno())
     temporary.rename(folder / "rows.parquet")

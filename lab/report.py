@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from matplotlib.figure import Figure
 
-from lab import figures, fit, ladder, points, record
+from lab import figures, fit, goodput, ladder, points, record
 from lab import find as parts
 from lab.errors import UserError
 from lab.laws.fits import FORMS, Fit
@@ -427,6 +427,8 @@ def tables(folder: Path, f: Findings) -> dict[str, list[dict[str, Any]]]:
         if (folder / name / "timing.json").exists():
             card, times = record.read_json(folder / name / "card.json"), record.read_json(folder / name / "timing.json")
             row = {"population": name, "trials": len(pop["trials"]), "parameters": card["parameters"]}
+            if (told := goodput.account(folder / name))["wall"]:
+                row["goodput_percent"] = 100 * told["steps"] / told["wall"]
             out["run_times"].append(row | times | {"device": f"{card['devices']} x {card['device']}"})
     if f.judged:
         columns = {k: None for r in f.judged for k in r if f.rung or k != "rung"}

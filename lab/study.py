@@ -1,5 +1,6 @@
 """An experiment file -> trials -> populations; what is done is skipped, what is not is resumed."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -34,6 +35,8 @@ from lab.optim import check as check_optim
 from lab.optim import traced
 from lab.population import Population, Trial
 from lab.train import Program
+from sharding import hosts
+from sharding.mesh import AXES
 
 # Every key that a config may have, apart from what a model, an objective or a source declares itself.
 DEFAULTS = {
@@ -51,21 +54,32 @@ DEFAULTS = {
         **{"schedule": "cosine", "warmup": 0, "decay": 0.2},
     },
     # f32 matmuls are bf16 on TPUs and TF32 on GPUs by default, so the precision is set and part of a trial's identity
-    "train": {"steps": 1000, "batch": 64, "log_every": 10, "dtype": "float32", "precision": "highest"},
+    # failure: what becomes of an update that is not finite or, with a spike, has a gradient norm above so many times the mean (lab/failure.py)
+    "train": {
+        **{"steps": 1000, "batch": 64, "log_every": 10, "dtype": "float32", "precision": "highest"},
+        **{"failure": "stop", "spike": 0.0, "retries": 10, "copy_every": 100},
+    },
     "eval": {"examples": 512, "batch": 128, "every": 250, "metric": "eval_loss"},
     "sample": {"n": 16, "options": {}},
     # judges by name (lab/evals), on n samples of every trial at its last step and, with every > 0, along the way
     "judge": {"names": (), "every": 0, "n": 256, "options": {}},
     # not part of a trial's identity: where and how it runs. chunk: most trials in one program, 0 for what memory allows;
     # workers: processes that read data which memory cannot hold, 0 for threads; halving: after these shares of the steps, which share goes on;
-    # trunk: longer horizons go on from where the decays of shorter ones begin
+    # trunk: longer horizons go on from where the decays of shorter ones begin; checkpoints: every so many seconds, and steps if not 0; the
+    # newest `keep` stay, and all at multiples of keep_every; replay_every: steps between two that are computed twice and compared;
+    # sharding: a set of rules by name (sharding/place.py), which
+    # `rules` (dim: mesh axis, several, or '') change; mesh: sizes of axes, of which one may be -1; slices: 0 as the devices say;
+    # remat: what of a block is computed again for the gradient; accumulate: parts in which a batch is computed, one after the other;
+    # watchdog_seconds: without a step in this time the run ends with a dump of its stacks, 0 for never
     "run": {
-        **{"mesh": {}, "rules": {"batch": "data"}, "chunk": 0, "checkpoint_seconds": 60.0, "data_dir": "data", "workers": 0},
+        **{"sharding": "", "mesh": dict.fromkeys(AXES, 0), "rules": {}, "slices": 0, "remat": "none", "accumulate": 1},
+        **{"chunk": 0, "checkpoint_seconds": 60.0, "data_dir": "data", "workers": 0, "watchdog_seconds": 1800.0},
         **{"halving": {"at": (), "keep": 0.5}, "trunk": False},
+        **{"checkpoint_steps": 0, "keep": 2, "keep_every": 0, "replay_every": 0},
     },
 }
 # sections with keys of their own
-OPEN = ("model", "base", "objective", "data", "optim", "sample.options", "judge.options", "run.mesh", "run.rules")
+OPEN = ("model", "base", "objective", "data", "optim", "sample.options", "judge.options", "run.rules")
 # what a sweep may set whole, so that arms are of different families, each drawn from by options of its own
 SECTIONS = ("model", "objective", "sample.options")
 METRICS = ("eval_loss", "eval_ema")
@@ -76,6 +90,7 @@ TRACED_SECTIONS = ("seed", "parametrization", "transfer")  # beside what optim t
 SINCE = {
     **{"optim.name": "adamw", "parametrization.eps": "scaled", "parametrization.decay": "constant"},
     **{f"transfer.{k}": v for k, v in rates.NONE.items()},
+    **{"train.failure": "stop", "train.spike": 0.0, "train.retries": 10, "train.copy_every": 100},
 }
 NUMBERS = 2  # raised where the same config computes something else. 2: sine-cosine positions have the column first
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -205,7 +220,7 @@ def _counts(config: dict) -> None:
     """UserError for a number of things that is less than one, or a metric by which no trial is told best."""
     if config["eval"]["metric"] not in METRICS:
         raise unknown("config key eval.metric", config["eval"]["metric"], METRICS)
-    for key in ("train.steps", "train.batch", "train.log_every", "eval.examples", "eval.batch", "eval.every", "judge.n"):
+    for key in ("train.steps", "train.batch", "train.log_every", "eval.examples", "eval.batch", "eval.every", "judge.n", "run.keep"):
         section, leaf = key.split(".")
         if config[section][leaf] < 1:
             raise UserError(f"config key {key}={config[section][leaf]} must be at least 1")
@@ -328,7 +343,7 @@ def _fitting(trial: Trial, dims: dict[str, int]) -> int:
     program = populations.build(trial.config, dims)
     state = jax.eval_shape(program.init, populations.hyper(program, trial.config, parametrization.standard))
     one = 6.5 * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     total = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return max(1, int(total / 2 / one))
 
@@ -562,13 +577,7 @@ class Study:
     def run(self, interrupt: populations.Interrupt) -> Path:
         """Train what is not done yet, rung by rung and round by round; returns the folder. Raises Preempted when asked to stop."""
         folder = self.folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / ".writable").write_text("")
-            (folder / ".writable").unlink()
-        except OSError as e:
-            raise UserError(f"--workdir: folder {str(folder)!r} cannot be written ({e.strerror}); choose another --workdir") from e
-        with record.Lock(folder):
+        with self._locked() if hosts.first() else contextlib.nullcontext():
             opened = None
             while True:
                 self._write()
@@ -580,10 +589,24 @@ class Study:
                         self._samples(folder, progress)
                         return folder
 
+    def _locked(self) -> record.Lock:
+        """The lock of the study's folder, which is made; UserError where it cannot be written."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / ".writable").write_text("")
+            (self.folder / ".writable").unlink()
+        except OSError as e:
+            raise UserError(f"--workdir: folder {str(self.folder)!r} cannot be written ({e.strerror}); choose another --workdir") from e
+        return record.Lock(self.folder)
+
     def _write(self) -> None:
-        """study.json as the study now stands, and what it says."""
-        record.write_json(self.folder / "study.json", self.describe())
+        """study.json as the study now stands, and what it says: processes that do not write it pack as the one that does."""
+        if hosts.first():
+            record.write_json(self.folder / "study.json", self.describe())
+        hosts.barrier("study.json")
         self.known = record.read_study(self.folder)
+        if not hosts.first():
+            self._pack()
 
     def left(self) -> float:
         """The share of its FLOPs that halving leaves of a study that has not begun, where no trial diverges."""
@@ -617,7 +640,8 @@ class Study:
                 self._write()
             judges, source = opened
             pop = Population(self.packs[name], source, held_out(self.packs[name][0].config, self.held))
-            self._card(self.folder / name, pop)
+            if hosts.first():
+                self._card(self.folder / name, pop)
             judging, span = pop.judging(judges, self.held), self._span(name, pop)
             populations.run(self.folder / name, name, pop, source, judging, progress, interrupt, span)
 
@@ -746,7 +770,8 @@ class Study:
         """Samples of the best trial of the largest population, beside real examples."""
         told = record.read_study(folder)
         _, name = _largest(folder, told)
-        if name is None or (folder / name / "samples.npz").exists() or not self.config["sample"]["n"]:
+        (there,) = hosts.agreed(name is not None and (folder / name / "samples.npz").exists())
+        if name is None or there or not self.config["sample"]["n"]:
             return  # every trial diverged, or it is done
         progress.stage(name, "sampling")
         shown = self.config["sample"]
@@ -757,6 +782,8 @@ class Study:
             images, about = sample(found, told["data"], cond, options), {**found.about, "names": names, **options}
         except UserError as e:  # what is trained is told all the same
             progress.finish(name, f"no samples: {e}")
+            return
+        if not hosts.first():  # all restore and draw, as reading a checkpoint is a thing that processes do together
             return
         rows = np.random.default_rng(1).permutation(len(self.held))[: len(images)]
         real = np.stack([picture(self.held[int(i)], self.train.info) for i in rows])

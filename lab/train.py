@@ -10,7 +10,8 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from lab.axes import Dims, draw, view
-from lab.optim import Hyper, Schedule, optimizer
+from lab.failure import STOP, Policy
+from lab.optim import Hyper, Schedule, at_step, optimizer
 from lab.optimizers import adamw
 
 DIVERGED = 10.0  # a training loss this many times the first one counts as diverged, as a non-finite one does
@@ -27,11 +28,16 @@ class State:
     step: jax.Array  # int32
     alive: jax.Array  # bool: False from the step at which the trial diverged
     first: jax.Array  # float32: loss of the first step
+    kept: Any = None  # what the policy for failed updates remembers
 
 
 @dataclass(frozen=True)
 class Program:
-    """What the trials of one population share: the described model, the objective, the schedule, the compute dtype, the optimizer."""
+    """What the trials of one population share: the described model, the objective, the schedule, the compute dtype, the optimizer, the
+    policy for updates that fail.
+
+    The batch of a step is computed in `parts`, one after the other, each of which needs that much less memory.
+    """
 
     model: Any
     dims: Dims
@@ -39,6 +45,8 @@ class Program:
     rate: Schedule
     dtype: jnp.dtype
     core: Callable = adamw.Optimizer
+    failure: Policy = STOP
+    parts: int = 1
 
     def loss(self, params: Any, key: jax.Array, batch: dict) -> jax.Array:
         """Loss of each example, [B], in float32."""
@@ -50,26 +58,44 @@ class Program:
         opt = optimizer(hyper, self.rate.at(hyper.horizon), self.core).init(params)
         first, alive = jnp.float32(jnp.inf), jnp.array(True)
         # a buffer of its own: donated buffers must not be shared between params and their average
-        return State(params, opt, jax.tree.map(jnp.copy, params), jnp.int32(0), alive, first)
+        ema = jax.tree.map(jnp.copy, params)
+        return State(params, opt, ema, jnp.int32(0), alive, first, self.failure.begin((params, opt, ema)))
 
     def update(self, params: Any, opt: Any, step: jax.Array, hyper: Hyper, batch: dict) -> tuple[jax.Array, Any, Any, Any]:
         """Loss and gradient on the batch of a step, and what the optimizer makes of it: the update and its next state."""
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(hyper.seed), 1), step)
-        loss, grads = jax.value_and_grad(lambda p: jnp.mean(self.loss(p, key, batch)))(params)
+        loss, grads = self.gradient(params, key, batch)
         return loss, grads, *optimizer(hyper, self.rate.at(hyper.horizon), self.core).update(grads, opt, params)
 
+    def gradient(self, params: Any, key: jax.Array, batch: dict) -> tuple[jax.Array, Any]:
+        """Mean loss of a batch and its gradient; in parts, of inputs that are drawn for the whole batch, so that they are the same."""
+        if self.parts == 1:
+            return jax.value_and_grad(lambda p: jnp.mean(self.loss(p, key, batch)))(params)
+        # every `parts`-th example, so that a part of a batch that is divided over devices is divided over all of them
+        drawn = self.objective.inputs(key, batch)
+        split = jax.tree.map(lambda x: x.reshape(-1, self.parts, *x.shape[1:]).swapaxes(0, 1), drawn)
+
+        def add(total, given):
+            part = jax.value_and_grad(lambda p: jnp.mean(self.objective.losses(view(p, self.dtype), given).astype(jnp.float32)))(params)
+            return jax.tree.map(jnp.add, total, part), None
+
+        total, _ = jax.lax.scan(add, (jnp.float32(0.0), jax.tree.map(jnp.zeros_like, params)), split)
+        return jax.tree.map(lambda x: x / self.parts, total)
+
     def step(self, state: State, hyper: Hyper, batch: dict) -> tuple[State, dict]:
-        """One update on a batch; a trial that diverges keeps its last state from then on."""
+        """One update on a batch, or what self.failure makes of one that fails; a trial that diverges keeps its last state from then on."""
         loss, grads, updates, opt = self.update(state.params, state.opt, state.step, hyper, batch)
         norm = optax.tree.norm(grads)
-        first = jnp.where(state.step == 0, loss, state.first)
-        alive = state.alive & jnp.isfinite(loss) & jnp.isfinite(norm) & (loss <= DIVERGED * first)
+        first = jnp.where(jnp.isinf(state.first) & jnp.isfinite(loss), loss, state.first)
+        sound = jnp.isfinite(loss) & jnp.isfinite(norm) & (loss <= DIVERGED * first)
         params = optax.apply_updates(state.params, updates)
         ema = optax.incremental_update(params, state.ema, 1.0 - hyper.ema)
-        new = State(params, opt, ema, state.step + 1, alive, first)
-        old = State(state.params, state.opt, state.ema, state.step + 1, alive, first)
-        frozen = jax.tree.map(lambda n, o: jnp.where(alive, n, o), new, old)
-        return frozen, {"loss": loss, "grad_norm": norm, "diverged": ~alive}
+        old = state.params, state.opt, state.ema
+        (params, opt, ema), kept, alive, told = self.failure.after(state.kept, old, (params, opt, ema), state.alive, sound, norm)
+        if told:  # the learning rate goes by steps, of which some were no updates
+            opt = at_step(opt, state.step + 1)
+        new = State(params, opt, ema, state.step + 1, alive, first, kept)
+        return new, {"loss": loss, "grad_norm": norm, "diverged": ~alive, **told}
 
     def evaluate(self, state: State, key: jax.Array, batches: dict) -> dict:
         """Mean loss over fixed batches [N, B, ...] with fixed draws, for the weights and for their average."""
@@ -91,10 +117,11 @@ class Program:
         return self.objective.sample(view(params, self.dtype), key, cond, **options)
 
 
-def over_trials(f: Callable, in_axes: tuple, turns: Mesh | None = None) -> Callable:
-    """f over a leading axis of trials: as one batch (vmap), or in turn on each device of a mesh with the axis 'trials'.
+def over_trials(f: Callable, in_axes: tuple, apart: Mesh | None = None) -> Callable:
+    """f over a leading axis of trials: as one batch (vmap), or apart on each device of a mesh with the axis 'trials' alone.
 
-    A population of one runs without either, as the plain program it is. `in_axes` holds 0 (a tree of trials) or None (shared).
+    Apart, the trials of a CPU's core take turns, and those of another device are one batch. A population of one runs without either, as
+    the plain program it is. `in_axes` holds 0 (a tree of trials) or None (shared).
     """
 
     def pick(args):
@@ -111,9 +138,10 @@ def over_trials(f: Callable, in_axes: tuple, turns: Mesh | None = None) -> Calla
         if jax.tree.leaves(pick(args))[0].shape[0] == 1:
             one = jax.tree.map(lambda x: x[0], pick(args))
             return jax.tree.map(lambda x: x[None], f(*whole(one, args)))
-        if turns is None:
+        if apart is None:
             return jax.vmap(f, in_axes)(*args)
+        here = in_turn if apart.devices.flat[0].platform == "cpu" else jax.vmap(f, in_axes)
         specs = tuple(PartitionSpec("trials") if axis == 0 else PartitionSpec() for axis in in_axes)
-        return jax.shard_map(in_turn, mesh=turns, in_specs=specs, out_specs=PartitionSpec("trials"), check_vma=False)(*args)
+        return jax.shard_map(here, mesh=apart, in_specs=specs, out_specs=PartitionSpec("trials"), check_vma=False)(*args)
 
     return run

@@ -57,6 +57,9 @@ FLOORS = {
     "lab.probe": 2.5,  # walks with cost.inner
     "lab.axes": 1,
     "lab.checkpoint": 1,
+    "lab.failure": 1,  # what a train step does with an update that fails
+    "lab.digests": 0,
+    "lab.goodput": 0,  # events that attempts leave beside their rows
     "lab.log": 1,
     "lab.parametrization": 0,
     "lab.rates": 0,
@@ -176,6 +179,7 @@ def test_analysis_runs_where_jax_is_not_installed():
             "lab.bring",
             "lab.opened",
             "lab.record",
+            "lab.goodput",
             "lab.search",
             "lab.target",
             "lab.figures",

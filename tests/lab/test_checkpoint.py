@@ -1,6 +1,12 @@
 """Checkpoints: what is restored is what was saved, or the step before, or an error; never something else."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
+import zlib
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +14,9 @@ import numpy as np
 import pytest
 import small
 
-from lab.checkpoint import Checkpoints, digest
+from lab import checkpoint
+from lab.checkpoint import Checkpoints
+from lab.digests import digest
 from lab.errors import UserError
 
 
@@ -137,7 +145,6 @@ def test_a_lost_file_gives_the_step_before(tmp_path):
         lambda t: {k: v for k, v in t.items() if k != "alive"},
         lambda t: {**t, "w": t["w"][:16]},
         lambda t: {**t, "w": jnp.zeros((64, 16))},
-        lambda t: {**t, "w": t["w"].astype(jnp.bfloat16)},
     ],
 )
 def test_a_save_of_other_weights_is_the_users_error_and_stays_where_it_is(tmp_path, change):
@@ -147,3 +154,100 @@ def test_a_save_of_other_weights_is_the_users_error_and_stays_where_it_is(tmp_pa
     step, got, _ = restored(tmp_path)
     assert step == 2
     assert same(got, tree(2))
+
+
+def test_another_dtype_is_refused_naming_both_and_cast_when_asked(tmp_path):
+    saved(tmp_path)
+    like = {**tree(0), "w": jax.ShapeDtypeStruct((32, 16), jnp.bfloat16)}
+    store = Checkpoints(tmp_path)
+    with pytest.raises(UserError, match=r"holds w as float32, where bfloat16 is asked for"):
+        store.restore(like)
+    step, got, _ = store.restore(like, cast=True)
+    store.close()
+    assert step == 2
+    assert got["w"].dtype == jnp.bfloat16
+    assert same({**got, "w": tree(2)["w"]}, tree(2))
+    np.testing.assert_array_equal(got["w"], tree(2)["w"].astype(jnp.bfloat16))
+
+
+def test_a_step_is_saved_as_it_was_though_the_next_ones_overwrite_its_buffers(tmp_path):
+    """On a CPU a save that goes on behind donated steps would write what they have made of the buffers."""
+    step = jax.jit(lambda x: [v + 1 for v in x], donate_argnums=0)
+    store, x = Checkpoints(tmp_path, keep=100), [jnp.zeros(1_000_000) for _ in range(8)]
+    for n in range(6):
+        store.save(n, x)
+        for _ in range(20):
+            x = step(x)
+    store.wait()
+    for n in range(5, -1, -1):
+        at, got, _ = store.restore([jax.ShapeDtypeStruct((1_000_000,), jnp.float32)] * 8)
+        assert at == n
+        assert all(np.all(np.asarray(v) == 20 * n) for v in got)
+        shutil.rmtree(tmp_path / str(n))
+        store._manager.reload()
+    store.close()
+
+
+def test_a_save_of_a_step_that_is_there_is_none(tmp_path):
+    saved(tmp_path)
+    store = Checkpoints(tmp_path)
+    store.save(2, tree(9))
+    store.wait()
+    assert same(store.restore(tree(0))[1], tree(2))
+    store.close()
+
+
+def test_a_step_whose_meta_does_not_hold_is_passed_over(tmp_path):
+    saved(tmp_path)
+    store = Checkpoints(tmp_path)
+    assert store.restore(tree(0), holds=lambda meta: meta["note"] < 2)[0] == 1
+    store.close()
+
+
+def test_digests_of_older_checkpoints_are_checked_as_they_were_made(tmp_path, monkeypatch):
+    def crc(flat):
+        return {k: f"{zlib.crc32(np.asarray(x).tobytes()):08x}-{checkpoint.kind(x)}" for k, x in flat.items()}
+
+    with monkeypatch.context() as m:
+        m.setattr(checkpoint, "digests", crc)
+        saved(tmp_path)
+    assert restored(tmp_path)[0] == 2
+    with monkeypatch.context() as m:
+        m.setattr(checkpoint, "digests", lambda flat: {k: f"{int(d[:8], 16) ^ 1:08x}{d[8:]}" for k, d in crc(flat).items()})
+        saved(tmp_path / "other")
+    assert restored(tmp_path / "other") is None
+
+
+MOVED = """
+import json, sys
+from pathlib import Path
+import jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from lab.checkpoint import Checkpoints
+from lab.digests import digests
+shape, axes = json.loads(sys.argv[2])
+mesh = Mesh(np.array(jax.devices()[: int(np.prod(shape))]).reshape(shape), ("a", "b"))
+x = {"w": np.arange(8 * 16, dtype=np.float32).reshape(8, 16) ** 1.5, "b": np.arange(16, dtype=np.int32)}
+where = {"w": NamedSharding(mesh, P(*axes)), "b": NamedSharding(mesh, P("a"))}
+store = Checkpoints(Path(sys.argv[1]))
+found = store.restore({k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=where[k]) for k, v in x.items()})
+if found is not None:
+    assert found[1]["w"].sharding == where["w"], found[1]["w"].sharding
+    assert digests(found[1]) == digests(x)
+    print("moved")
+store.save(2 if found else 1, jax.device_put(x, where))
+store.close()
+"""
+
+
+def test_a_sharded_save_comes_back_on_another_mesh_and_another_count_of_devices(tmp_path):
+    said = []
+    for devices, mesh in ((8, ((4, 2), ("a", "b"))), (4, ((2, 2), ("b", "a"))), (1, ((1, 1), (None, "a")))):
+        env = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+        command = [sys.executable, "-c", MOVED, str(tmp_path), json.dumps(mesh)]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout.strip())
+    assert said == ["", "moved", "moved"]
+    (kept,) = [json.loads(p.read_text())["digests"] for p in (tmp_path / "1").glob("meta/metadata")]
+    assert kept == json.loads((tmp_path / "2" / "meta" / "metadata").read_text())["digests"]
