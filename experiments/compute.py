@@ -33,11 +33,5 @@ def sweep():
             for width in widths:
                 steps = round(LEAST * 2**k / (1e6 * MFLOPS[width] * 2))
                 for seed in range(2):
-                    yield {
-                        "arm": arm,
-                        "model.zero_gates": zero,
-                        "model.width": width,
-                        "train.steps": steps,
-                        "optim.warmup": steps // 10,
-                        "seed": seed,
-                    }
+                    sizes = {"model.width": width, "train.steps": steps, "optim.warmup": steps // 10}
+                    yield {"arm": arm, "model.zero_gates": zero, **sizes, "seed": seed}
