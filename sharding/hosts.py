@@ -36,7 +36,11 @@ def start() -> None:
       RuntimeError: the others did not come in START_SECONDS.
     """
     given = {k: os.environ[k] for k in ("LAB_COORDINATOR", "LAB_HOSTS", "LAB_HOST") if os.environ.get(k)}
-    wait = {"initialization_timeout": START_SECONDS, "heartbeat_timeout_seconds": HEARTBEAT_SECONDS, "shutdown_timeout_seconds": END_SECONDS}
+    wait = {
+        "initialization_timeout": START_SECONDS,
+        "heartbeat_timeout_seconds": HEARTBEAT_SECONDS,
+        "shutdown_timeout_seconds": END_SECONDS,
+    }
     if jax.distributed.is_initialized() or not (given or _several()):
         return
     if not given or given == {"LAB_HOSTS": "auto"}:

@@ -145,6 +145,7 @@ def test_the_core_imports_its_five_packages_only(folder):
         "math",
         "collections",
         "contextlib",
+        "contextvars",
         "dataclasses",
         "typing",
         "functools",
