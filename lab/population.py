@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lab import axes, cost, find, parametrization, rates
 from lab.axes import Dims, is_weight
@@ -23,11 +23,12 @@ from lab.data import loader
 from lab.errors import UserError, unknown
 from lab.judging import Judging, Painter
 from lab.log import Progress, Scalars
+from lab.models import shared
 from lab.optim import Hyper, core, own, schedule
 from lab.record import Writer, compact, write_json
 from lab.train import Program, State, over_trials
+from sharding import hosts, place
 from sharding import mesh as meshes
-from sharding import place
 from sharding.aot import compile as aot
 
 EVAL_KEY = 20_240_229  # the evaluation's times and noise are the same in every study and for every seed
@@ -147,6 +148,54 @@ def turns(trials: int) -> Mesh | None:
     return meshes.mesh({"trials": used}, devices[:used])
 
 
+class Placement(NamedTuple):
+    """Where arrays go: a mesh and its rules, or no mesh for one device; `turned` where the mesh is one of `turns`, which nobody asked for."""
+
+    mesh: Mesh | None
+    rules: place.Rules
+    turned: bool = False
+
+    @property
+    def apart(self) -> Mesh | None:
+        """The mesh where trials alone are divided over it, each computed on a device of its own."""
+        return self.mesh if self.mesh is not None and self.mesh.axis_names == ("trials",) else None
+
+    @property
+    def width(self) -> int:
+        """How many trials are computed side by side at least: a population is padded to a multiple of it."""
+        return 1 if self.mesh is None else self.mesh.shape.get("trials", 1)
+
+    def sharding(self, names: tuple[str, ...], shape: tuple[int, ...]) -> NamedSharding:
+        """The sharding of one array by the names of its dims."""
+        return NamedSharding(self.mesh, place.spec(names, shape, self.mesh, self.rules))
+
+
+def placement(run: dict, trials: int) -> Placement:
+    """Where a config's section `run` places a population; UserError for a mesh or rules that do not fit the devices or each other."""
+    sizes, several = place.sizes(run["sharding"], run["mesh"]), jax.process_count() > 1
+    if not sizes:
+        if run["rules"] or several:
+            why = f"{jax.process_count()} processes share this run" if several else f"run.rules={dict(run['rules'])} divides over a mesh"
+            raise UserError(f"config key run.sharding='' places nothing, but {why}; expected one of: {', '.join(place.SETS)}")
+        return Placement(turns(trials), {"trials": ("trials",)}, turned=True)
+    try:
+        mesh = meshes.mesh(sizes, slices=run["slices"])
+        return Placement(mesh, place.rules(run["sharding"], mesh, run["rules"]))
+    except ValueError as e:
+        raise UserError(f"config key {e}") from e
+
+
+def parted(program: Program, config: dict) -> Program:
+    """A program whose steps are computed in `run.accumulate` parts; UserError where they cannot be."""
+    parts, batch = config["run"]["accumulate"], config["train"]["batch"]
+    if parts < 1 or batch % parts:
+        raise UserError(f"config key run.accumulate={parts} must divide train.batch={batch}")
+    if parts > 1 and not hasattr(program.objective, "losses"):
+        name = config["objective"]["name"]
+        raise UserError(f"config key run.accumulate={parts}: objective {name!r} has no function losses(model, given); expected 1")
+    return replace(program, parts=parts)
+
+
 class Population:
     """The compiled programs of some trials: init, step, evaluate. `seeds` are the seeds whose batches a step reads.
 
@@ -156,102 +205,157 @@ class Population:
 
     def __init__(self, trials: list[Trial], source: Any, held_out: dict[str, np.ndarray]):
         self.trials, self.config = trials, trials[0].config
-        self.program = build(self.config, source.dims)
+        self.program = parted(build(self.config, source.dims), self.config)
         self.seeds = sorted({t.config["seed"] for t in trials})
         self.compile_s, self.bytes = 0.0, 0
         run, t = self.config["run"], self.config["train"]
+        if run["remat"] not in shared.REMAT:
+            raise unknown("config key run.remat", run["remat"], shared.REMAT)
         jax.config.update("jax_default_matmul_precision", t["precision"])
-        self._turns = None if run["mesh"] else turns(len(trials))
-        self._mesh = meshes.mesh(run["mesh"]) if run["mesh"] else self._turns
-        self._rules = run["rules"] if run["mesh"] else {"trials": "trials"}
+        self.placement = placement(run, len(trials))
         self.hyper = self.place(hypers(self.program, trials, self.seeds))
         # placed once, as the transfer guard of the loop wants
-        self.held_out, self._key = self._put((held_out, jax.random.key(EVAL_KEY)), lambda x: ("",) * np.ndim(x))
+        self._held, key = held_out, jax.random.key(EVAL_KEY)
+        self.held_out, self._key = self._put((held_out, key), lambda x: ("", "batch", *[""] * (np.ndim(x) - 2))[: np.ndim(x)])
         self.batch_shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(self.seeds), t["batch"], *x.shape[2:]), x.dtype), self.held_out)
-        self._init = over_trials(self.program.init, (0,), self._turns)
+        self._init = over_trials(self.program.init, (0,), self.placement.apart)
         self._shapes = jax.eval_shape(self._init, self.hyper)
+        self._where, self._missed = None, []
+        if self.placement.mesh is not None:
+            self._where = jax.tree.leaves(place.shardings(state_names(self._shapes), self._shapes, *self.placement[:2]))
+            weights = axes.weights(self._shapes.params).items()
+            names = {n: ("trials", *w.arrow.names) for n, w in weights}
+            self._missed = place.missed(names, {n: w.get_value().shape for n, w in weights}, *self.placement[:2])
+
+    @property
+    def missed(self) -> list[place.Missed]:
+        """Weights, and once it is compiled the residual stream, that could not be divided as the rules ask."""
+        return list(dict.fromkeys(self._missed))
 
     def _put(self, tree: Any, names: Callable) -> Any:
         """A tree of arrays on the devices; names(array) are the names of its dims."""
-        if self._mesh is None:
+        if self.placement.mesh is None:
             return jax.device_put(tree)
-        return jax.device_put(tree, place.shardings(jax.tree.map(names, tree), tree, self._mesh, self._rules))
+        return hosts.put(tree, place.shardings(jax.tree.map(names, tree), tree, *self.placement[:2]))
 
     def place(self, tree: Any) -> Any:
         """Arrays with a leading axis of trials on the devices, the last trial repeated where a round of turns is not full."""
-        if self._turns is not None:
-            missing = -len(self.trials) % self._turns.size
-            tree = jax.tree.map(lambda x: jnp.concatenate([x, *[x[-1:]] * missing]) if missing else x, tree)
+        if missing := -len(self.trials) % self.placement.width:
+            tree = jax.tree.map(lambda x: jnp.concatenate([x, *[x[-1:]] * missing]), tree)
         return self._put(tree, lambda x: ("trials",) + ("",) * (np.ndim(x) - 1))
 
     def init(self) -> list[jax.Array]:
         """The carry before the first step, created where it will live."""
-        where = None
-        if self._mesh is not None:
-            where = jax.tree.leaves(place.shardings(state_names(self._shapes), self._shapes, self._mesh, self._rules))
-        return jax.jit(lambda hyper: jax.tree.leaves(self._init(hyper)), out_shardings=where)(self.hyper)
+        return jax.jit(lambda hyper: jax.tree.leaves(self._init(hyper)), out_shardings=self._where)(self.hyper)
 
     def state(self, carry: list[jax.Array]) -> State:
-        """The states of the trials in a carry, stacked; of trials in turn, on the host."""
+        """The states of the trials in a carry, stacked; of trials in turn, on the host, and under a mesh as they lie on the devices."""
         n = len(self.trials)
-        if self._turns is not None:  # cut on the devices they would be gathered, and XLA ends a process whose gathering waits for 40 s
-            carry = jax.device_get(carry)
-        return jax.tree.unflatten(jax.tree.structure(self._shapes), [x if len(x) == n else x[:n] for x in carry])
+        if self.placement.turned:  # cut on the devices they would be gathered, and XLA ends a process whose gathering waits for 40 s
+            carry = [x[:n] for x in jax.device_get(carry)]
+        elif len(carry[0]) != n:
+            carry = jax.jit(lambda leaves: [x[:n] for x in leaves])(carry)
+        return jax.tree.unflatten(jax.tree.structure(self._shapes), carry)
 
     def shapes(self) -> State:
         """The shapes of what `state` gives."""
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(self.trials), *x.shape[1:]), x.dtype), self._shapes)
 
     def judging(self, judges: dict[str, Any], real: Any) -> Judging:
-        """The judges of these trials; `real` is the held-out split."""
+        """The judges of these trials; `real` is the held-out split. With several processes each judges on a device of its own."""
         made = real[0].get(self.program.objective.makes, np.zeros(0)) if judges else np.zeros(0)
         shown = {"clip": made.dtype == np.uint8, "palette": real.info.get("palette")}
-        painter = Painter(self.program, made.shape, self.config["sample"]["options"], self._turns, **shown)
-        return Judging(judges, self.config["judge"], painter, real, (self._key, self.held_out), len(self.trials))
+        several = jax.process_count() > 1
+        painter = Painter(self.program, made.shape, self.config["sample"]["options"], None if several else self.placement.apart, **shown)
+        held = (jax.random.key(EVAL_KEY), self._held) if several else (self._key, self.held_out)
+        return Judging(judges, self.config["judge"], painter, real, held, len(self.trials))
 
     def averages(self, carry: list[jax.Array]) -> tuple[Any, jax.Array]:
-        """Averaged weights in a carry, padded to whole rounds of turns, and which trials are alive."""
+        """Averaged weights in a carry, padded to whole rounds of turns, and which trials are alive; of several processes on each host."""
         state = jax.tree.unflatten(jax.tree.structure(self._shapes), carry)
-        return state.ema, state.alive
+        return (state.ema, state.alive) if jax.process_count() == 1 else hosts.fetch((state.ema, state.alive))
+
+    def alive(self, carry: list[jax.Array]) -> np.ndarray:
+        """Which trials have not diverged, padded to whole rounds of turns."""
+        return hosts.fetch(jax.tree.unflatten(jax.tree.structure(self._shapes), carry).alive)
 
     def carry(self, state: State, like: list[jax.Array]) -> list[jax.Array]:
         """The carry of stacked states, such as a checkpoint's, placed as `like` is."""
-        return jax.device_put(self.place(jax.tree.leaves(state)), [x.sharding for x in like])
+        return hosts.put(self.place(jax.tree.leaves(state)), [x.sharding for x in like])
+
+    def share(self) -> tuple[int, int]:
+        """(i, n): this host's devices read the i-th of n slices of every batch."""
+        if jax.process_count() == 1:
+            return 0, 1
+        shape = (len(self.seeds), self.config["train"]["batch"])
+        return hosts.share(self.placement.sharding(("seeds", "batch"), shape), shape, 1)
 
     def put(self, batch: dict) -> dict:
-        """A host batch [seeds, batch, ...] on the devices, along the mesh axis that rules give to 'batch'."""
-        return self._put(batch, lambda x: ("seeds", "batch") + ("",) * (np.ndim(x) - 2))
+        """A batch [seeds, batch, ...], or this host's share of it, on the devices, along the mesh axes that rules give to 'batch'."""
+        if self.placement.mesh is None:
+            return jax.device_put(batch)
+
+        def one(x):
+            shape = (len(self.seeds), self.config["train"]["batch"], *x.shape[2:])
+            return jax.make_array_from_process_local_data(
+                self.placement.sharding(("seeds", "batch", *[""] * (x.ndim - 2)), shape), x, shape
+            )
+
+        return jax.tree.map(one, batch)
+
+    def _traced(self, f: Callable) -> Callable:
+        """f with the stacks of the model as `run` says, and its outputs laid out: states as the carry is, the rest on every device."""
+        where, (mesh, rules, turned) = self._where, self.placement
+        divided = mesh is not None and self.placement.apart is None
+        stream = ("batch", "tokens", "")
+
+        def lay(x):
+            if x.ndim != len(stream) or not divided:
+                return x
+            self._missed += place.missed({"residual stream": stream}, {"residual stream": x.shape}, mesh, rules)
+            return jax.lax.with_sharding_constraint(x, self.placement.sharding(stream, x.shape))
+
+        def laid(*args):
+            with shared.stacks(self.config["run"]["remat"], lambda x: jax.tree.map(lay, x)):
+                leaves, values = f(*args)
+            if mesh is None or turned:
+                return leaves, values
+            everywhere = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), values)
+            return jax.lax.with_sharding_constraint((leaves, values), (where[: len(leaves)], everywhere))
+
+        return laid
 
     def compile(self, carry: list[jax.Array]) -> None:
         """Compile step(carry, hyper, batch) and evaluation for a carry's shapes: once a population, and cached between runs."""
-        structure = jax.tree.structure(self._shapes)
+        structure, apart = jax.tree.structure(self._shapes), self.placement.apart
 
         def step(leaves, hyper, batch):
             state, values = self.program.step(jax.tree.unflatten(structure, leaves), hyper, jax.tree.map(lambda x: x[hyper.slot], batch))
             return jax.tree.leaves(state), values
 
         def evaluate(leaves, key, batches):
-            return self.program.evaluate(jax.tree.unflatten(structure, leaves), key, batches)
+            return [], self.program.evaluate(jax.tree.unflatten(structure, leaves), key, batches)
 
+        step, evaluate = (self._traced(over_trials(f, a, apart)) for f, a in ((step, (0, 0, None)), (evaluate, (0, None, None))))
         batch = self.put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self.batch_shape))
-        options = IN_TURN if self._turns is not None else None
+        options = IN_TURN if apart is not None and jax.default_backend() == "cpu" else None
         start = time.monotonic()
-        with ThreadPoolExecutor(2) as pool:  # XLA compiles outside Python's lock, so the two take the time of the longer
-            built = pool.submit(aot, over_trials(step, (0, 0, None), self._turns), carry, self.hyper, batch, donate=(0,), options=options)
-            judge = over_trials(evaluate, (0, None, None), self._turns)
-            judged = pool.submit(aot, judge, carry, self._key, self.held_out, options=options)
+        # XLA compiles outside Python's lock, so the two take the time of the longer; of several processes all must compile in one order
+        with ThreadPoolExecutor(2 if jax.process_count() == 1 else 1) as pool:
+            built = pool.submit(aot, step, carry, self.hyper, batch, donate=(0,), options=options)
+            judged = pool.submit(aot, evaluate, carry, self._key, self.held_out, options=options)
         self.step, self._evaluate = built.result().call, judged.result().call
         self.compile_s, self.bytes = time.monotonic() - start, max(built.result().bytes, judged.result().bytes)
 
     def example_batch(self) -> dict[str, np.ndarray]:
         """A batch of the right shape made of held-out examples, for timing."""
         n = self.config["train"]["batch"]
-        flat = {k: np.asarray(v).reshape(-1, *v.shape[2:]) for k, v in self.held_out.items()}
+        flat = {k: np.asarray(v).reshape(-1, *v.shape[2:]) for k, v in self._held.items()}
         return {k: np.stack([np.resize(v, (n, *v.shape[1:]))] * len(self.seeds)) for k, v in flat.items()}
 
     def evaluate(self, carry: list[jax.Array]) -> dict[str, jax.Array]:
         """eval_loss and eval_ema of every trial."""
-        return self._evaluate(carry, self._key, self.held_out)
+        return self._evaluate(carry, self._key, self.held_out)[1]
 
     def flops(self) -> float:
         """FLOPs of one training example, forward and backward (cost.CONVENTION)."""
@@ -299,6 +403,13 @@ class Records(Scalars):
 
     def close(self) -> None:
         self.writer.close()
+
+
+class Unwritten(Scalars):
+    """In the place of Records on the processes that do not write."""
+
+    def write_scalars(self, step: int, scalars: dict) -> None:
+        """Nothing is written."""
 
 
 class Interrupt:
@@ -365,20 +476,20 @@ def run(
     t, every = pop.config["train"], pop.config["eval"]["every"]
     span = span or Span(0, t["steps"])
     last = span.until
-    writer = Writer(folder)
+    writer = Writer(folder) if hosts.first() else None
     keep = Checkpoints(folder / "checkpoints")
     progress.stage(name, "compiling")
     carry = pop.init()
     found = keep.restore(pop.shapes())
     start, state = found[:2] if found else (span.start, span.state and span.state())
-    if found is None and span.rows is not None:
+    if found is None and span.rows is not None and writer:
         writer.append([r | {"attempt": writer.attempt} for r in span.rows()])
     carry = carry if state is None else pop.carry(state, carry)
     pop.compile(carry)
     per_example = pop.flops()
-    log = Records(writer, pop.trials, t["batch"], train, per_example)
-    host = (jax.process_index(), jax.process_count())
-    feed = loader.Loader(train, t["batch"], pop.seeds, start, host, pop.config["run"]["workers"])
+    log = Records(writer, pop.trials, t["batch"], train, per_example) if writer else Unwritten()
+    feed = loader.Loader(train, t["batch"], pop.seeds, start, pop.share(), pop.config["run"]["workers"])
+    watchdog, several = hosts.Watchdog(folder.parent / "hosts", pop.config["run"]["watchdog_seconds"]), jax.process_count() > 1
     pending, saved, mark, spent = None, time.monotonic(), time.monotonic(), 0.0
     train_s = eval_s = 0.0
     progress.skip(name, "training", start)
@@ -408,7 +519,8 @@ def run(
                 _leave(folder, step, pop.state(carry))
                 mark = time.monotonic()  # as below
             if step == last:
-                write(step, {**judged, "diverged": ~jax.device_get(pop.averages(carry)[1])})
+                watchdog.rest()
+                write(step, {**judged, "diverged": ~pop.alive(carry)})
                 if judging.judges:
                     progress.stage(name, "judging")
                 write_judged(wait=True)
@@ -419,14 +531,17 @@ def run(
             if judged or step % t["log_every"] == 0:
                 pending = (step, {**values, **judged})
             jax.block_until_ready(values["loss"]) if step == start else None
+            watchdog.beat(name, step)
             now = time.monotonic()
             spent, mark = now - mark, now
             train_s += spent
             shown = None if pending is None else _best(pending[1])
             progress.step(name, step + 1, shown, spent)
             write_judged()
-            due = now - saved > pop.config["run"]["checkpoint_seconds"]
-            if interrupt.asked or due:
+            asked, due = interrupt.asked, now - saved > pop.config["run"]["checkpoint_seconds"]
+            if several:  # clocks and signals differ, and to ask costs a round between hosts
+                asked, due = hosts.agreed(asked, due) if step % t["log_every"] == 0 else (False, False)
+            if asked or due:
                 if pending is not None:
                     write(*pending)
                     pending = None
@@ -434,7 +549,7 @@ def run(
                 log.flush()  # rows must be on disk before the step that makes them unrepeatable
                 keep.save(step + 1, pop.state(carry))
                 saved = mark = time.monotonic()  # neither judging nor saving is part of a step
-                if interrupt.asked:
+                if asked:
                     keep.wait()
                     raise Preempted
         state = pop.state(carry)
@@ -443,19 +558,28 @@ def run(
             keep.save(last, state)
             keep.wait()
     finally:
+        watchdog.close()
         feed.close()
         judging.close()
         log.flush()
         log.close()
         keep.close()
     kept = last == t["steps"] and keep_best(folder, pop, state, jax.device_get(judged))
-    timing = {"compile_s": pop.compile_s, "train_s": train_s, "eval_s": eval_s, "steps_here": last - start}
+    gone = _diverged(pop, state)
+    if hosts.first():
+        _close(folder, pop, gone, kept, last == t["steps"], {"train_s": train_s, "eval_s": eval_s, "steps_here": last - start})
+    hosts.barrier(f"{name} is done")
+    progress.finish(name)
+
+
+def _close(folder: Path, pop: Population, diverged: list[str], kept: bool, final: bool, seconds: dict[str, float]) -> None:
+    """Pack the rows of a population whose training has ended, and say what became of it."""
+    timing = {"compile_s": pop.compile_s, **seconds}
     write_json(folder / "timing.json", {**{k: round(v, 3) for k, v in timing.items()}, "device_bytes": pop.bytes})
     compact(folder)
-    write_json(folder / "done.json", {"trials": [x.id for x in pop.trials], "diverged": _diverged(pop, state), "weights": kept})
-    if last == t["steps"]:
+    write_json(folder / "done.json", {"trials": [x.id for x in pop.trials], "diverged": diverged, "weights": kept})
+    if final:
         remove_checkpoints(folder)
-    progress.finish(name)
 
 
 def _best(values: dict) -> float | None:
@@ -464,7 +588,7 @@ def _best(values: dict) -> float | None:
 
 
 def _diverged(pop: Population, state: State) -> list[str]:
-    return [t.id for t, alive in zip(pop.trials, np.asarray(state.alive), strict=True) if not alive]
+    return [t.id for t, alive in zip(pop.trials, hosts.fetch(state.alive), strict=True) if not alive]
 
 
 def _leave(folder: Path, step: int, state: State) -> None:
@@ -483,7 +607,7 @@ def remove_checkpoints(folder: Path) -> None:
 
 def keep_best(folder: Path, pop: Population, state: State, judged: dict) -> bool:
     """Keep the averaged weights of the best trial of each arm, named by trial, for samples and fine-tuning; whether there is one."""
-    loss = np.where(np.asarray(state.alive), np.asarray(judged[pop.config["eval"]["metric"]])[: len(pop.trials)], np.inf)
+    loss = np.where(hosts.fetch(state.alive), np.asarray(judged[pop.config["eval"]["metric"]])[: len(pop.trials)], np.inf)
     best = {}
     for i, t in enumerate(pop.trials):
         if np.isfinite(loss[i]) and (t.arm not in best or loss[i] < loss[best[t.arm]]):
@@ -491,7 +615,7 @@ def keep_best(folder: Path, pop: Population, state: State, judged: dict) -> bool
     if not best:
         return False
     store = Checkpoints(folder / "weights", keep=1)
-    kept = {pop.trials[i].id: jax.tree.map(lambda x: x[i], state.ema) for i in best.values()}  # noqa: B023
+    kept = {pop.trials[i].id: hosts.fetch(jax.tree.map(lambda x: x[i], state.ema)) for i in best.values()}  # noqa: B023
     meta = {pop.trials[i].id: {"arm": arm, "loss": float(loss[i])} for arm, i in best.items()}
     store.save(pop.config["train"]["steps"], kept, {"trials": meta, "weights": "average (EMA)"})
     store.wait()

@@ -34,6 +34,7 @@ from lab.optim import check as check_optim
 from lab.optim import traced
 from lab.population import Population, Trial
 from lab.train import Program
+from sharding.mesh import AXES
 
 # Every key that a config may have, apart from what a model, an objective or a source declares itself.
 DEFAULTS = {
@@ -58,14 +59,18 @@ DEFAULTS = {
     "judge": {"names": (), "every": 0, "n": 256, "options": {}},
     # not part of a trial's identity: where and how it runs. chunk: most trials in one program, 0 for what memory allows;
     # workers: processes that read data which memory cannot hold, 0 for threads; halving: after these shares of the steps, which share goes on;
-    # trunk: longer horizons go on from where the decays of shorter ones begin
+    # trunk: longer horizons go on from where the decays of shorter ones begin; sharding: a set of rules by name (sharding/place.py), which
+    # `rules` (dim: mesh axis, several, or '') change; mesh: sizes of axes, of which one may be -1; slices: 0 as the devices say;
+    # remat: what of a block is computed again for the gradient; accumulate: parts in which a batch is computed, one after the other;
+    # watchdog_seconds: without a step in this time the run ends with a dump of its stacks, 0 for never
     "run": {
-        **{"mesh": {}, "rules": {"batch": "data"}, "chunk": 0, "checkpoint_seconds": 60.0, "data_dir": "data", "workers": 0},
+        **{"sharding": "", "mesh": dict.fromkeys(AXES, 0), "rules": {}, "slices": 0, "remat": "none", "accumulate": 1},
+        **{"chunk": 0, "checkpoint_seconds": 60.0, "data_dir": "data", "workers": 0, "watchdog_seconds": 1800.0},
         **{"halving": {"at": (), "keep": 0.5}, "trunk": False},
     },
 }
 # sections with keys of their own
-OPEN = ("model", "base", "objective", "data", "optim", "sample.options", "judge.options", "run.mesh", "run.rules")
+OPEN = ("model", "base", "objective", "data", "optim", "sample.options", "judge.options", "run.rules")
 # what a sweep may set whole, so that arms are of different families, each drawn from by options of its own
 SECTIONS = ("model", "objective", "sample.options")
 METRICS = ("eval_loss", "eval_ema")

@@ -31,7 +31,10 @@ class State:
 
 @dataclass(frozen=True)
 class Program:
-    """What the trials of one population share: the described model, the objective, the schedule, the compute dtype, the optimizer."""
+    """What the trials of one population share: the described model, the objective, the schedule, the compute dtype, the optimizer.
+
+    The batch of a step is computed in `parts`, one after the other, each of which needs that much less memory.
+    """
 
     model: Any
     dims: Dims
@@ -39,6 +42,7 @@ class Program:
     rate: Schedule
     dtype: jnp.dtype
     core: Callable = adamw.Optimizer
+    parts: int = 1
 
     def loss(self, params: Any, key: jax.Array, batch: dict) -> jax.Array:
         """Loss of each example, [B], in float32."""
@@ -55,8 +59,23 @@ class Program:
     def update(self, params: Any, opt: Any, step: jax.Array, hyper: Hyper, batch: dict) -> tuple[jax.Array, Any, Any, Any]:
         """Loss and gradient on the batch of a step, and what the optimizer makes of it: the update and its next state."""
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(hyper.seed), 1), step)
-        loss, grads = jax.value_and_grad(lambda p: jnp.mean(self.loss(p, key, batch)))(params)
+        loss, grads = self.gradient(params, key, batch)
         return loss, grads, *optimizer(hyper, self.rate.at(hyper.horizon), self.core).update(grads, opt, params)
+
+    def gradient(self, params: Any, key: jax.Array, batch: dict) -> tuple[jax.Array, Any]:
+        """Mean loss of a batch and its gradient; in parts, of inputs that are drawn for the whole batch, so that they are the same."""
+        if self.parts == 1:
+            return jax.value_and_grad(lambda p: jnp.mean(self.loss(p, key, batch)))(params)
+        # every `parts`-th example, so that a part of a batch that is divided over devices is divided over all of them
+        drawn = self.objective.inputs(key, batch)
+        split = jax.tree.map(lambda x: x.reshape(-1, self.parts, *x.shape[1:]).swapaxes(0, 1), drawn)
+
+        def add(total, given):
+            part = jax.value_and_grad(lambda p: jnp.mean(self.objective.losses(view(p, self.dtype), given).astype(jnp.float32)))(params)
+            return jax.tree.map(jnp.add, total, part), None
+
+        total, _ = jax.lax.scan(add, (jnp.float32(0.0), jax.tree.map(jnp.zeros_like, params)), split)
+        return jax.tree.map(lambda x: x / self.parts, total)
 
     def step(self, state: State, hyper: Hyper, batch: dict) -> tuple[State, dict]:
         """One update on a batch; a trial that diverges keeps its last state from then on."""
@@ -91,10 +110,11 @@ class Program:
         return self.objective.sample(view(params, self.dtype), key, cond, **options)
 
 
-def over_trials(f: Callable, in_axes: tuple, turns: Mesh | None = None) -> Callable:
-    """f over a leading axis of trials: as one batch (vmap), or in turn on each device of a mesh with the axis 'trials'.
+def over_trials(f: Callable, in_axes: tuple, apart: Mesh | None = None) -> Callable:
+    """f over a leading axis of trials: as one batch (vmap), or apart on each device of a mesh with the axis 'trials' alone.
 
-    A population of one runs without either, as the plain program it is. `in_axes` holds 0 (a tree of trials) or None (shared).
+    Apart, the trials of a CPU's core take turns, and those of another device are one batch. A population of one runs without either, as
+    the plain program it is. `in_axes` holds 0 (a tree of trials) or None (shared).
     """
 
     def pick(args):
@@ -111,9 +131,10 @@ def over_trials(f: Callable, in_axes: tuple, turns: Mesh | None = None) -> Calla
         if jax.tree.leaves(pick(args))[0].shape[0] == 1:
             one = jax.tree.map(lambda x: x[0], pick(args))
             return jax.tree.map(lambda x: x[None], f(*whole(one, args)))
-        if turns is None:
+        if apart is None:
             return jax.vmap(f, in_axes)(*args)
+        here = in_turn if apart.devices.flat[0].platform == "cpu" else jax.vmap(f, in_axes)
         specs = tuple(PartitionSpec("trials") if axis == 0 else PartitionSpec() for axis in in_axes)
-        return jax.shard_map(in_turn, mesh=turns, in_specs=specs, out_specs=PartitionSpec("trials"), check_vma=False)(*args)
+        return jax.shard_map(here, mesh=apart, in_specs=specs, out_specs=PartitionSpec("trials"), check_vma=False)(*args)
 
     return run

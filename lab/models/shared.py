@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -12,6 +13,9 @@ from lab.axes import split
 from lab.errors import UserError, unknown
 from lab.layers import text
 
+# what a gradient keeps of a block: all, nothing but the residual stream before it, or its products with weights too
+REMAT = {"none": None, "block": jax.checkpoint_policies.nothing_saveable, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+_stacks: ContextVar[tuple[str, Callable]] = ContextVar("stacks", default=("none", lambda x: x))
 UNROLL = 8  # on a CPU a scan over layers costs more than its unrolled form; up to 8 layers are unrolled
 
 
@@ -63,7 +67,28 @@ def through(blocks: Any, x: Any, call: Callable, n: int) -> Any:
 def collect(blocks: Any, x: Any, call: Callable, n: int) -> tuple[Any, Any]:
     """As `through` with (x, kept) = call(block, x): the last x, and what each block kept, stacked [n, ...]."""
     unroll = n if n <= UNROLL and jax.default_backend() == "cpu" else 1
-    return jax.lax.scan(lambda x, block: call(block, x), x, blocks, unroll=unroll)
+    remat, lay = _stacks.get()
+
+    def body(x, block):
+        x, kept = call(block, x)
+        return lay(x), kept
+
+    if remat != "none":  # what is unrolled needs a barrier, or XLA would find both computations equal and keep the first
+        body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=unroll > 1)
+    return jax.lax.scan(body, lay(x), blocks, unroll=unroll)
+
+
+@contextmanager
+def stacks(remat: str = "none", lay: Callable = lambda x: x) -> Iterator[None]:
+    """Within it stacks of blocks are traced with `remat` (a key of REMAT), and `lay(x)` stands for the residual stream between blocks.
+
+    `lay` takes and gives the stream, an array [batch, tokens, embed] or a tree of them, such as constrained to devices.
+    """
+    before = _stacks.set((remat, lay))
+    try:
+        yield
+    finally:
+        _stacks.reset(before)
 
 
 @contextmanager

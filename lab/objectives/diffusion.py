@@ -47,12 +47,12 @@ class Objective:
         self.weight = np.ones(timesteps) if min_snr is None else np.minimum(snr, min_snr) / per
 
     def inputs(self, key: jax.Array, batch: dict) -> dict[str, jax.Array]:
-        """x_t, t, label and, where the batch has it, text as the model takes them, and the `target` of the prediction.
+        """x_t, t, label and, where the batch has it, text as the model takes them; the `target` of the prediction, and `step` and `image`.
 
         Images are uint8 or in [-1, 1]. One draw hides both the label and the text of an example.
         """
-        given, _, _, target = self._drawn(key, batch)
-        return given | {"target": target}
+        given, step, _, target = self._drawn(key, batch)
+        return given | {"target": target, "step": step, "image": batch["image"]}
 
     def errors(self, model: Callable, key: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array]:
         """Times [B], and predicted less true target, of the shape of the images."""
@@ -61,21 +61,25 @@ class Objective:
 
     def loss(self, model: Callable, key: jax.Array, batch: dict) -> jax.Array:
         """Weighted mean squared error of each example, [B], and the bound's part where the variance is learned."""
-        given, step, x0, target = self._drawn(key, batch)
+        return self.losses(model, self.inputs(key, batch))
+
+    def losses(self, model: Callable, given: dict) -> jax.Array:
+        """`loss` of what `inputs` gave, or of some of its examples."""
+        given = {**given}
+        target, step, image = (given.pop(k) for k in ("target", "step", "image"))
         out, share = self._parts(model(given), given["x"])
         over = tuple(range(1, out.ndim))
         loss = jnp.asarray(self.weight, jnp.float32)[step] * jnp.mean(jnp.square(out - target), over)
         if self.learned:
             told = jax.lax.stop_gradient(self._data(given["x"], out, self.level, step))
-            terms = self._bound(step, x0, told, share, batch["image"].dtype == jnp.uint8)
+            terms = self._bound(step, _floats(image), told, share, image.dtype == jnp.uint8)
             loss += 0.001 * self.timesteps * jnp.mean(terms, over) / math.log(2)
         return loss
 
     def _drawn(self, key: jax.Array, batch: dict) -> tuple[dict, jax.Array, jax.Array, jax.Array]:
         """What the model is given, steps [B], x_0 and target."""
         k_offset, k_noise, k_drop = jax.random.split(key, 3)
-        x0 = batch["image"]
-        x0 = x0.astype(jnp.float32) / 127.5 - 1.0 if x0.dtype == jnp.uint8 else x0
+        x0 = _floats(batch["image"])
         n = x0.shape[0]
         # one offset for evenly spaced quantiles, so that the batch covers all steps
         u = jnp.mod(jax.random.uniform(k_offset) + (jnp.arange(n) + 0.5) / n, 1.0)
@@ -159,3 +163,8 @@ class Objective:
 def _at(values: np.ndarray, at: jax.Array, ndim: int) -> jax.Array:
     """Entries `at`, [B] or one, of a table [N], in float32 and with as many dims as images."""
     return jnp.asarray(values, jnp.float32)[at].reshape(-1, *[1] * (ndim - 1))
+
+
+def _floats(image: jax.Array) -> jax.Array:
+    """Images in [-1, 1]; those of bytes are scaled to it."""
+    return image.astype(jnp.float32) / 127.5 - 1.0 if image.dtype == jnp.uint8 else image

@@ -52,16 +52,24 @@ class Objective:
     def errors(self, model: Callable, key: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array]:
         """Times [B], and predicted less true velocity, of the shape of the images."""
         given = self.inputs(key, batch)
+        return given["t"], self._error(model, given)
+
+    def _error(self, model: Callable, given: dict) -> jax.Array:
+        given = {**given}
         target = given.pop("target")
         out = model(given).astype(jnp.float32)
         if out.shape != target.shape:
             raise UserError(f"objective flow got an output of shape {out.shape} for {target.shape}; expected the shape of its input")
-        return given["t"], out - target
+        return out - target
+
+    def losses(self, model: Callable, given: dict) -> jax.Array:
+        """`loss` of what `inputs` gave, or of some of its examples."""
+        error = self._error(model, given)
+        return jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
 
     def loss(self, model: Callable, key: jax.Array, batch: dict) -> jax.Array:
         """Mean squared velocity error of each example, [B]."""
-        error = self.errors(model, key, batch)[1]
-        return jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
+        return self.losses(model, self.inputs(key, batch))
 
     def sample(
         self,

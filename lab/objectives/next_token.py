@@ -30,7 +30,10 @@ class Objective:
 
     def loss(self, model: Callable, key: jax.Array, batch: dict) -> jax.Array:
         """Mean cross-entropy of each example in nats per token, [B]."""
-        given = self.inputs(key, batch)
+        return self.losses(model, self.inputs(key, batch))
+
+    def losses(self, model: Callable, given: dict) -> jax.Array:
+        """`loss` of what `inputs` gave, or of some of its examples."""
         logits = model(given).astype(jnp.float32)
         target = given["tokens"].reshape(*logits.shape[:2], 1)
         total = jax.nn.logsumexp(logits, axis=-1)

@@ -74,7 +74,11 @@ class Objective:
 
     def loss(self, model: Callable, key: jax.Array, batch: dict) -> jax.Array:
         """Cross-entropy of each example's masked tokens in nats, [B]; `model` gives logits [B, T, vocabulary]."""
-        given = self.inputs(key, batch)
+        return self.losses(model, self.inputs(key, batch))
+
+    def losses(self, model: Callable, given: dict) -> jax.Array:
+        """`loss` of what `inputs` gave, or of some of its examples."""
+        given = {**given}
         target, masked = (given.pop(k).reshape(given["t"].shape[0], -1) for k in ("target", "masked"))
         nats = optax.softmax_cross_entropy_with_integer_labels(model(given).astype(jnp.float32), target)
         count, size = jnp.sum(masked, axis=1), target.shape[1]

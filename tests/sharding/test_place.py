@@ -12,10 +12,18 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from sharding import mesh as meshes
+from sharding import place
 from sharding.place import spec
 
-MESH = SimpleNamespace(shape={"data": 4, "tensor": 2})  # `spec` reads nothing else of a mesh
-RULES = {"batch": "data", "embed": "tensor", "mlp": "tensor", "heads": "tensor", "vocab": "data"}
+
+def described(**shape):
+    """All that placement reads of a mesh."""
+    return SimpleNamespace(shape=shape, axis_names=tuple(shape))
+
+
+MESH = described(data=4, tensor=2)
+RULES = {k: (v,) for k, v in {"batch": "data", "embed": "tensor", "mlp": "tensor", "heads": "tensor", "vocab": "data"}.items()}
+BOTH = {"batch": ("data", "tensor"), "embed": ("tensor",)}
 
 
 @pytest.mark.parametrize(
@@ -38,9 +46,64 @@ def test_rules_first_use_and_sizes_that_do_not_divide(names, shape, want):
     assert spec(names, shape, MESH, {}) == PartitionSpec(*[None] * len(names))
 
 
-def test_a_rule_for_an_unknown_mesh_axis_names_both():
-    with pytest.raises(ValueError, match=r"run.rules.embed='tensr' is not an axis of run.mesh; its axes: data, tensor"):
-        spec(("embed",), (4,), MESH, {"embed": "tensr"})
+@pytest.mark.parametrize(
+    "names, shape, want",
+    [
+        (("batch", "embed"), (16, 4), (("data", "tensor"), None)),  # both are taken
+        (("embed", "batch"), (4, 16), ("tensor", "data")),  # what is left of a rule
+        (("batch", "embed"), (12, 4), (None, "tensor")),  # 12 is not divided by 8: whole, and nothing is taken
+    ],
+)
+def test_a_rule_of_several_axes_takes_those_that_are_free(names, shape, want):
+    assert spec(names, shape, MESH, BOTH) == PartitionSpec(*want)
+
+
+def test_sets_of_rules_follow_the_mesh_and_entries_change_them():
+    mesh = described(data=2, fsdp=2, tensor=2)
+    assert place.rules("fsdp+tensor", mesh)["batch"] == ("data", "fsdp")
+    assert place.rules("", mesh) == place.rules("fsdp+tensor", mesh)  # no name: all axes of the mesh
+    found = place.rules("fsdp", mesh, {"mlp": "tensor", "embed": "", "vocabulary": ("fsdp", "tensor")})
+    assert found == {"batch": ("data", "fsdp"), "mlp": ("tensor",), "vocabulary": ("fsdp", "tensor")}
+    assert place.rules("replicated", described(data=4)) == {"batch": ("data",)}
+    assert place.rules("sequence", described(trials=2, sequence=4)) == {"trials": ("trials",), "tokens": ("sequence",)}
+
+
+@pytest.mark.parametrize(
+    "sharding, mesh, more, said",
+    [
+        ("fsdp", {"data": 4}, {}, r"run.sharding='fsdp' divides over the axis 'fsdp', which run.mesh lacks; its axes: data"),
+        ("fsdp", {"fsdp": 2, "tensor": 2}, {}, r"the axis 'tensor' of run.mesh is used by no rule of run.sharding='fsdp'"),
+        ("replicated", {"fsdp": 2}, {}, r"the axis 'fsdp' of run.mesh is used by no rule"),
+        ("fdsp", {"fsdp": 2}, {}, r"run.sharding='fdsp' is no set of rules; expected one of: replicated, fsdp, fsdp\+tensor"),
+        ("fsdp", {"fsdp": 2}, {"embed": "tensr"}, r"run.rules.embed='tensr' is not an axis of run.mesh; its axes: fsdp"),
+        ("fsdp", {"fsdp": 2}, {"embed": 3}, r"run.rules.embed=3 is not an axis of run.mesh"),
+        ("fsdp", {"fsdp": 2}, {"embed": ("fsdp", "data")}, r"run.rules.embed=\('fsdp', 'data'\) is not an axis"),
+    ],
+)
+def test_rules_that_do_not_fit_the_mesh_are_told(sharding, mesh, more, said):
+    with pytest.raises(ValueError, match=said):
+        place.rules(sharding, described(**mesh), more)
+
+
+def test_what_is_not_divided_as_asked_is_told():
+    names, shapes = {"a": ("embed", "mlp"), "b": ("batch",), "c": ("layers",)}, {"a": (7, 8), "b": (6,), "c": (3,)}
+    told = [str(m) for m in place.missed(names, shapes, MESH, RULES)]
+    assert told == ["a: embed=7 is not divided by tensor=2", "b: batch=6 is not divided by data=4"]
+
+
+@pytest.mark.parametrize(
+    "sharding, mesh, want",
+    [
+        ("", {}, {}),
+        ("", {"data": 2, "fsdp": 0}, {"data": 2}),
+        ("fsdp", {}, {"fsdp": -1}),
+        ("fsdp+tensor", {"fsdp": 0}, {"fsdp": -1, "tensor": 1}),
+        ("replicated", {}, {"data": -1}),
+        ("fsdp", {"fsdp": 2, "data": 2}, {"fsdp": 2, "data": 2}),
+    ],
+)
+def test_a_set_alone_gets_a_mesh_of_all_devices_on_its_main_axis(sharding, mesh, want):
+    assert place.sizes(sharding, mesh) == want
 
 
 def test_names_and_shapes_must_be_of_one_rank():
@@ -52,6 +115,8 @@ def test_a_mesh_that_does_not_cover_the_devices_is_refused():
     for sizes in ({"data": 3}, {"data": -1, "tensor": -1}, {"data": -1, "tensor": 3}):
         with pytest.raises(ValueError, match=r"run.mesh=.* does not cover 4 devices"):
             meshes.mesh(sizes, devices=[None] * 4)
+    with pytest.raises(ValueError, match=r"run.mesh.model is no axis of a mesh; expected one of: trials, data"):
+        meshes.mesh({"model": 4}, devices=[None] * 4)
 
 
 # the number of devices is fixed when jax is imported, so what needs four of them runs in a process of its own
@@ -67,7 +132,7 @@ source, out = small.Source(), {"devices": jax.device_count()}
 points = [{"seed": 0}, {"seed": 1}]
 
 def population(mesh, rules):
-    group = small.trials(points, **{"run.mesh": mesh, "run.rules": rules, "optim.lr": 2.0**-8})
+    group = small.trials(points, **{"run.mesh": mesh, "run.rules": rules if mesh else {}, "optim.lr": 2.0**-8})
     for t, p in zip(group, points):
         t.config["seed"] = p["seed"]
     return Population(group, source, held_out(group[0].config, source))
