@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lab import axes, cost
+from lab import axes
 from lab.devices import PEAK, Chip
 from lab.layers import kernels
 from lab.models import shared
@@ -85,31 +85,28 @@ def work(program: Program, trials: list, inputs: dict[str, tuple[tuple[int, ...]
     hyper = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), hypers(program, trials, seeds))
     state = jax.eval_shape(over_trials(program.init, (0,)), hyper)
     given = {k: jax.ShapeDtypeStruct((len(seeds), batch, *shape), dtype) for k, (shape, dtype) in inputs.items()}
-    kept, flops = {}, {}
+    one, kept, flops = {k: jax.ShapeDtypeStruct((1, 1, *x.shape[2:]), x.dtype) for k, x in given.items()}, {}, {}
     with shared.rolled():
         for remat in shared.REMAT:
             with shared.stacks(remat):
-                flops[remat] = flops_per_example(program, {k: jax.ShapeDtypeStruct((1, 1, *x.shape[2:]), x.dtype) for k, x in given.items()})
                 kept[remat] = _kept(program, given)
+                # 'dots' keeps the products that are most of the work, and computes the rest again
+                flops[remat] = flops["none"] if remat == "dots" else flops_per_example(program, one)
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.params)) // len(trials)
     layers = max((w.get_value().shape[1] for w in axes.weights(state.params).values() if w.arrow.stack), default=1)
     return Work(program, len(trials), batch, hyper, state, state_names(state), given, kept, flops, size, layers)
 
 
-def _kept(program: Program, given: dict[str, jax.ShapeDtypeStruct]) -> float:
-    """Bytes that the gradient keeps of an example: what two examples need more than one, with the kernels of a TPU."""
+def _kept(program: Program, given: dict[str, jax.ShapeDtypeStruct], n: int = 2**16) -> float:
+    """Bytes that the gradient keeps of an example, of so many that the weights it keeps too are no part of it; with the kernels of a TPU."""
+    some = {k: jax.ShapeDtypeStruct((n, *x.shape[2:]), x.dtype) for k, x in given.items()}
 
-    def size(n):
-        one = {k: jax.ShapeDtypeStruct((n, *x.shape[2:]), x.dtype) for k, x in given.items()}
+    def forward(params, key, batch):
+        with kernels.on(kernels.Where("tpu")):
+            return jax.vjp(lambda p: jnp.mean(program.loss(p, key, batch)), params)[1]
 
-        def forward(params, key, batch):
-            with kernels.on(kernels.Where("tpu")):
-                return jax.vjp(lambda p: jnp.mean(program.loss(p, key, batch)), params)[1]
-
-        found = jax.eval_shape(forward, described(program), jax.eval_shape(lambda: jax.random.key(0)), one)
-        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(found))
-
-    return float(size(2) - size(1))
+    found = jax.eval_shape(forward, described(program), jax.eval_shape(lambda: jax.random.key(0)), some)
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(found)) / n
 
 
 def candidates(job: Work, chips: int, slices: int, fixed: dict[str, int] | None = None) -> Iterator[Layout]:
@@ -235,7 +232,3 @@ def guesses(job: Work, kind: str, chip: Chip, chips: int, slices: int, fixed: di
         found.append(Guess(layout, size, seconds(job, layout, kind, chip, slices, state, traffic(job, layout, state["weights"]))))
     return sorted(found, key=lambda g: (g.seconds.most, g.bytes))
 
-
-def parameters(job: Work) -> int:
-    """Parameters of one trial."""
-    return sum(cost.parameters(job.program.model).values())

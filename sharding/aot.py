@@ -4,6 +4,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -12,11 +13,17 @@ from jax.sharding import Mesh
 
 from sharding.hlo import Collective, collectives
 
-# the TPU compiler asks for a machine and a lock that it does not need to compile: so it is silent, and several run side by side
+# where there is no TPU its library looks for one, complains, and takes a lock that no compiler needs: so it is silent, and several run side by side
 QUIET = {
     **{"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"},
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
+
+
+def quiet() -> None:
+    """Keep an installed libtpu silent on a machine without TPUs; to be called before devices are asked for."""
+    if not any(p.read_text().strip() == "0x1ae0" for p in Path("/sys/bus/pci/devices").glob("*/vendor")):  # Google's, as jax looks for it
+        os.environ.update(QUIET)
 
 
 class Compiled(NamedTuple):
@@ -66,7 +73,7 @@ def topology(name: str, slices: int = 1) -> list:
     """
     import libtpu  # noqa: F401  jax's own message does not say what is missing
 
-    os.environ |= QUIET  # in place of what a machine without TPUs set for itself as jax was imported
+    quiet()
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **({"num_slices": slices} if slices > 1 else {})).devices)
     except jax.errors.JaxRuntimeError as e:
