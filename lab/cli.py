@@ -45,9 +45,13 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("experiment", nargs="?", help="experiment file")
     plan.add_argument("--topology", metavar="NAME", help="compile for a pod that is not here, such as v5p:8x8x8")
     plan.add_argument("--slices", type=int, default=1, help="--topology: how many of it (default: 1)")
-    plan.add_argument("--mesh", metavar="AXIS=N,...", help="--topology: such as fsdp=128,tensor=4 (default: the experiment's, or the best found)")
+    plan.add_argument(
+        "--mesh", metavar="AXIS=N,...", help="--topology: such as fsdp=128,tensor=4 (default: the experiment's, or the best found)"
+    )
     plan.add_argument("--price", type=float, help="--topology: of a chip-hour")
-    plan.add_argument("--out", metavar="FILE", help="--topology, --all: write what is told as JSON (--all: default benchmarks/results/plans.json)")
+    plan.add_argument(
+        "--out", metavar="FILE", help="--topology, --all: write what is told as JSON (--all: default benchmarks/results/plans.json)"
+    )
     plan.add_argument("--all", action="store_true", help="every experiments/pods/*.py on the topologies that it names")
     audit = command(
         "audit", _audit, "one line a tensor: arrow, role, scales, and whether the arrow is true" + override, "experiment", "file"

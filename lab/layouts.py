@@ -112,12 +112,14 @@ def _kept(program: Program, given: dict[str, jax.ShapeDtypeStruct], n: int = 2**
 def candidates(job: Work, chips: int, slices: int, fixed: dict[str, int] | None = None) -> Iterator[Layout]:
     """All layouts of so many chips: powers of two over each axis, of which those that divide batch, heads and tokens are any use."""
     dims, tokens = job.program.dims, _tokens(job.program.dims)
-    fits = {"tensor": math.gcd(dims.get("heads", 1), dims.get("mlp", 1)), "sequence": tokens}
-    several = [_powers(chips // slices, math.gcd(fits[a], 64)) for a in fits]
+    fits = {"tensor": math.gcd(dims.get("heads", 1), dims.get("mlp", 1), 16), "sequence": math.gcd(tokens, 8)}
+    several = [_powers(chips // slices, fits[a]) for a in fits]
     for tensor, sequence in itertools.product(*several):
         rest = chips // (tensor * sequence)
         for data in _powers(rest, rest):
-            mesh = {a: n for a, n in zip(("data", "fsdp", "sequence", "tensor"), (data, rest // data, sequence, tensor), strict=True) if n > 1}
+            mesh = {
+                a: n for a, n in zip(("data", "fsdp", "sequence", "tensor"), (data, rest // data, sequence, tensor), strict=True) if n > 1
+            }
             if (fixed and mesh != fixed) or math.prod((tensor, sequence)) * rest != chips or _outer(mesh, slices) is None:
                 continue
             for accumulate in _powers(job.batch // rest if job.batch % rest == 0 else 0, 64):
@@ -154,7 +156,10 @@ def state_bytes(job: Work, mesh: dict[str, int]) -> dict[str, int]:
         flat = jax.tree.leaves(names, is_leaf=lambda x: type(x) is tuple and all(isinstance(n, str) for n in x))
         return sum(size(n, x) for n, x in zip(flat, jax.tree.leaves(tree), strict=True))
 
-    found = {k: total(getattr(job.names, of), getattr(job.state, of)) for k, of in (("weights", "params"), ("optimizer", "opt"), ("average", "ema"))}
+    found = {
+        k: total(getattr(job.names, of), getattr(job.state, of))
+        for k, of in (("weights", "params"), ("optimizer", "opt"), ("average", "ema"))
+    }
     found["batch"] = sum(size(("seeds", "batch", *[""] * (x.ndim - 2)), x) for x in job.inputs.values())
     return found | {"hyperparameters": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(job.hyper))}
 
@@ -231,4 +236,3 @@ def guesses(job: Work, kind: str, chip: Chip, chips: int, slices: int, fixed: di
         size = sum(state.values()) + temporary_bytes(job, layout, state["weights"])
         found.append(Guess(layout, size, seconds(job, layout, kind, chip, slices, state, traffic(job, layout, state["weights"]))))
     return sorted(found, key=lambda g: (g.seconds.most, g.bytes))
-

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from lab import cost, find, layouts, study
 from lab import population as populations
@@ -55,7 +54,9 @@ def pod(name: str, slices: int = 1) -> Pod:
     try:
         return Pod(name, slices, kind, CHIPS[kind], aot.topology(name, slices))
     except ModuleNotFoundError as e:
-        raise UserError("lab plan --topology compiles by libtpu, which is not installed; install it by `pip install 'scaling-lab[plan]'`") from e
+        raise UserError(
+            "lab plan --topology compiles by libtpu, which is not installed; install it by `pip install 'scaling-lab[plan]'`"
+        ) from e
     except ValueError as e:
         near = ", ".join(f"{kind}:{x}" for x in ranked(layout, CHIPS[kind].layouts)[:4])
         raise UserError(f"--topology={name!r} is no slice that the compiler knows ({e}); expected such as {near}") from e
@@ -138,7 +139,9 @@ def measured(job: Work, layout: Layout, on: Pod, cache: Path) -> aot.Cost:
     return found
 
 
-def plan(experiment: study.Experiment, on: Pod, mesh: dict[str, int] | None = None, price: float | None = None, cache: Path = CACHE) -> dict[str, Any]:
+def plan(
+    experiment: study.Experiment, on: Pod, mesh: dict[str, int] | None = None, price: float | None = None, cache: Path = CACHE
+) -> dict[str, Any]:
     """What the largest population of an experiment takes of a pod, as JSON-able: the layout that `mesh` or the experiment names, else the best found.
 
     A layout that was named and does not fit is told, and then the best of the others is sought.
@@ -173,8 +176,21 @@ def plan(experiment: study.Experiment, on: Pod, mesh: dict[str, int] | None = No
     if result is None:
         result = search(found, on.chip.memory, attempt, tried)
     about = {
-        **{"experiment": experiment.name, "arm": trials[0].arm, "trials": len(trials), "alike": alike, "topology": on.name, "slices": on.slices},
-        **{"chips": chips, "device": on.kind, "parameters": sum(cost.parameters(job.program.model).values()), "batch": job.batch, "steps": config["train"]["steps"]},
+        **{
+            "experiment": experiment.name,
+            "arm": trials[0].arm,
+            "trials": len(trials),
+            "alike": alike,
+            "topology": on.name,
+            "slices": on.slices,
+        },
+        **{
+            "chips": chips,
+            "device": on.kind,
+            "parameters": sum(cost.parameters(job.program.model).values()),
+            "batch": job.batch,
+            "steps": config["train"]["steps"],
+        },
         **{"flops_example": job.flops["none"], "flops_step": job.trials * job.batch * job.flops["none"], "dtype": config["train"]["dtype"]},
         **{"layouts": len(found), "tried": tried, "memory": on.chip.memory, "fits": result is not None},
     }

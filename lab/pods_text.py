@@ -5,7 +5,13 @@ from typing import Any
 from lab.log import clock
 
 GIB = 2**30
-OF = {"weights": "weights", "optimizer": "optimizer", "average": "average (EMA)", "batch": "batch", "temporaries": "activations, gradients, copies"}
+OF = {
+    "weights": "weights",
+    "optimizer": "optimizer",
+    "average": "average (EMA)",
+    "batch": "batch",
+    "temporaries": "activations, gradients, copies",
+}
 LIMITS = {"compute": "FLOPs", "memory": "bytes to memory", "slice": "bytes between chips", "network": "bytes between slices"}
 
 
@@ -25,7 +31,15 @@ def text(plan: dict[str, Any]) -> str:
             "train.batch, or chips with more memory"
         )
         return "\n".join(lines)
-    lines += [f"fits, as the best by estimate of {plan['layouts']} layouts: {plan['flags']}", "", *_bytes(plan), "", *_collectives(plan), "", *_time(plan)]
+    lines += [
+        f"fits, as the best by estimate of {plan['layouts']} layouts: {plan['flags']}",
+        "",
+        *_bytes(plan),
+        "",
+        *_collectives(plan),
+        "",
+        *_time(plan),
+    ]
     return "\n".join(lines)
 
 
@@ -48,9 +62,14 @@ def _bytes(plan: dict) -> list[str]:
 
 def _collectives(plan: dict) -> list[str]:
     rows = [
-        f"  {c['kind']:20} {'+'.join(c['axes']):18} {c['count']:>7} {c['bytes'] / GIB:>12.3f} {c['sent'] / GIB:>12.3f}" for c in plan["collectives"]
+        f"  {c['kind']:20} {'+'.join(c['axes']):18} {c['count']:>7} {c['bytes'] / GIB:>12.3f} {c['sent'] / GIB:>12.3f}"
+        for c in plan["collectives"]
     ]
-    return ["a step talks" if rows else "a step talks to nobody", *([f"  {'':20} {'over':18} {'times':>7} {'GiB':>12} {'sent GiB':>12}"] * bool(rows)), *rows]
+    return [
+        "a step talks" if rows else "a step talks to nobody",
+        *([f"  {'':20} {'over':18} {'times':>7} {'GiB':>12} {'sent GiB':>12}"] * bool(rows)),
+        *rows,
+    ]
 
 
 def _time(plan: dict) -> list[str]:

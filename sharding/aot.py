@@ -75,19 +75,24 @@ def topology(name: str, slices: int = 1) -> list:
 
     quiet()
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **({"num_slices": slices} if slices > 1 else {})).devices)
+        return list(
+            topologies.get_topology_desc(platform="tpu", topology_name=name, **({"num_slices": slices} if slices > 1 else {})).devices
+        )
     except jax.errors.JaxRuntimeError as e:
         raise ValueError(str(e).splitlines()[0].removeprefix("INVALID_ARGUMENT: ")) from e
 
 
 def cost(lowered: jax.stages.Lowered, mesh: Mesh) -> Cost:
     """Compile what was lowered for the devices of a mesh, and what it takes of each of them."""
-    start = time.monotonic()
+    start, flags = time.monotonic(), os.environ.pop("XLA_FLAGS", None)  # of this machine's compiler: the TPU's dies of one it does not know
     try:
         program = lowered.compile()
     except jax.errors.JaxRuntimeError as e:
         needed, has = out_of_memory(str(e))
         return Cost(time.monotonic() - start, needed=needed, has=has)
+    finally:
+        if flags is not None:
+            os.environ["XLA_FLAGS"] = flags
     m = program.memory_analysis()
     found = tuple(collectives(program.as_text(), mesh))
     seconds = time.monotonic() - start

@@ -22,7 +22,8 @@ class Where(NamedTuple):
     spec: Callable[[tuple[str, ...], tuple[int, ...]], PartitionSpec] | None = None
 
 
-_where: ContextVar[Where] = ContextVar("where", default=Where("cpu"))
+CPU = Where("cpu")
+_where: ContextVar[Where] = ContextVar("where", default=CPU)
 
 
 @contextmanager
@@ -69,9 +70,7 @@ def _on_mesh(where: Where, q: jax.Array, k: jax.Array, causal: bool) -> Callable
             k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
             specs = (asks, *[PartitionSpec(looked[0], None, asks[2], None)] * 2)
         # the kernel does not say over which axes its output varies, which check_vma would want
-        return jax.shard_map(
-            lambda *x: _splash(*x, causal), mesh=where.mesh, in_specs=specs, out_specs=asks, check_vma=False
-        )(q, k, v)
+        return jax.shard_map(lambda *x: _splash(*x, causal), mesh=where.mesh, in_specs=specs, out_specs=asks, check_vma=False)(q, k, v)
 
     return call
 
@@ -86,9 +85,7 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array
     shape = (q.shape[2], k.shape[2])
     mask = masks.MultiHeadMask([masks.CausalMask(shape) if causal else masks.FullMask(shape)] * heads)
     rows, columns = (math.gcd(n, BLOCK) for n in shape)
-    sizes = kernel.BlockSizes(
-        block_q=rows, block_kv=columns, block_q_dkv=rows, block_kv_dkv=columns, block_q_dq=rows, block_kv_dq=columns
-    )
+    sizes = kernel.BlockSizes(block_q=rows, block_kv=columns, block_q_dkv=rows, block_kv_dkv=columns, block_q_dq=rows, block_kv_dq=columns)
     call = kernel.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1)
     told = None
     if not causal and looked < shape[1]:  # padding comes last, where no causal query looks
