@@ -264,7 +264,6 @@ def build(config):
     import numpy as np
 
     from lab.data.encoded import declared
-
     from lab.data.loader import open_source
     from lab.population import build
 
