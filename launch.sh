@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 venv="$PWD/.venv"
-extras="icons,dev,notebooks"
+extras="icons,dev,notebooks,plan"
 
 # XLA takes its temporary buffers from malloc anew at every step: in pages of 2 MB that costs a fraction of the page faults
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"

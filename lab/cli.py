@@ -42,7 +42,18 @@ def _parser() -> argparse.ArgumentParser:
     override = "; any config key is overridden by --config.KEY=VALUE"
     run = command("run", _run, "train a study, or go on with it, and write its report" + override, "experiment", "experiment file")
     run.add_argument("--workdir", default="runs", help="folder in which the study's folder is made (default: runs)")
-    command("plan", _plan, "what a study will cost on this device, before it is paid" + override, "experiment", "experiment file")
+    plan = command("plan", _plan, "what a study will cost on this device, or on a TPU pod, before it is paid" + override)
+    plan.add_argument("experiment", nargs="?", help="experiment file")
+    plan.add_argument("--topology", metavar="NAME", help="compile for a pod that is not here, such as v5p:8x8x8")
+    plan.add_argument("--slices", type=int, default=1, help="--topology: how many of it (default: 1)")
+    plan.add_argument(
+        "--mesh", metavar="AXIS=N,...", help="--topology: such as fsdp=128,tensor=4 (default: the experiment's, or the best found)"
+    )
+    plan.add_argument("--price", type=float, help="--topology: of a chip-hour")
+    plan.add_argument(
+        "--out", metavar="FILE", help="--topology, --all: write what is told as JSON (--all: default benchmarks/results/plans.json)"
+    )
+    plan.add_argument("--all", action="store_true", help="every experiments/pods/*.py on the topologies that it names")
     audit = command(
         "audit", _audit, "one line a tensor: arrow, role, scales, and whether the arrow is true" + override, "experiment", "file"
     )
@@ -243,6 +254,9 @@ def _jax() -> None:
     """Settings that hold for every command that computes: the compile cache is on."""
     import jax
 
+    from sharding import aot
+
+    aot.quiet()
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "lab" / "xla"))
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -289,7 +303,14 @@ def _run(args: argparse.Namespace) -> int:
     return 3 if wanted and all(s == "diverged" for s in wanted) else 0
 
 
-def _plan(args: argparse.Namespace) -> None:
+def _plan(args: argparse.Namespace) -> int:
+    if args.all == bool(args.experiment):
+        raise UserError("lab plan wants an experiment file, or --all")
+    if args.all or args.topology:
+        return _plan_pod(args)
+    for key in ("mesh", "price", "out"):
+        if getattr(args, key) is not None:
+            raise UserError(f"--{key}={getattr(args, key)} is of a pod; name it by --topology, such as v5p:8x8x8")
     study = _study(args)
     from lab import plan
 
@@ -298,6 +319,33 @@ def _plan(args: argparse.Namespace) -> None:
         print(f"run.halving leaves {study.left():.0%} of that, with a compile more a mark, where no trial diverges before")
     if study.experiment.ask:
         print("the first round alone: the sweep takes a history, and what it asks for next is not known before")
+    return 0
+
+
+def _plan_pod(args: argparse.Namespace) -> int:
+    if args.price is not None and not 0 <= args.price < float("inf"):
+        raise UserError(f"--price={args.price} must be that of a chip-hour, 0 or more")
+    os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs: the devices of this machine are left to others
+    _jax()
+    from lab import pods, pods_text, study
+
+    if args.all:
+        if args.topology or args.mesh or args.overrides:
+            raise UserError("--all plans every experiments/pods/*.py on its own topologies; give an experiment file to plan it otherwise")
+        out = Path(args.out or ROOT / "benchmarks" / "results" / "plans.json")
+        rows = pods.every(sorted((ROOT / "experiments" / "pods").glob("*.py")), out, args.price)
+        print(f"{pods_text.table(rows)}\n\nplans: {out}")
+        return 0
+    experiment = study.load(args.experiment, args.overrides)
+    on = pods.pod(args.topology, args.slices)
+    told = pods.plan(experiment, on, args.mesh and pods.sizes(args.mesh, len(on.devices)), args.price)
+    print(pods_text.text(told))
+    if args.out:
+        from lab.files import write_json
+
+        write_json(Path(args.out), told)
+        print(f"plan: {args.out}")
+    return 0
 
 
 def _audit(args: argparse.Namespace) -> int:

@@ -9,6 +9,27 @@ from lab.errors import UserError, unknown
 PEAK = {"v4": 275e12, "v5e": 197e12, "v5p": 459e12, "v6e": 918e12, "A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}
 
 
+class Chip(NamedTuple):
+    """What a TPU chip's vendor publishes beside its peak: bytes of memory, and bytes a second to memory, to chips of its slice and to other slices."""
+
+    memory: float
+    memory_rate: float
+    slice_rate: float  # one way, over all links together
+    network_rate: float
+    layouts: tuple[str, ...]  # some of the slices that can be had
+
+
+FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+DEEP = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16", "16x16x24")
+# the system pages of docs.cloud.google.com/tpu/docs (v5e, v5p, v6e): capacity and bandwidth of HBM, half of the bidirectional bandwidth of the
+# interconnect, and that of the data center's network, a chip's share of the pod's (v5e 6.4, v6e 25.6 Tbps over 256 chips; v5p 50 Gbps a chip)
+CHIPS = {
+    "v5e": Chip(16 * 2**30, 819e9, 200e9, 3.125e9, FLAT),
+    "v5p": Chip(95 * 2**30, 2765e9, 600e9, 6.25e9, DEEP),
+    "v6e": Chip(32 * 2**30, 1600e9, 400e9, 12.5e9, FLAT),
+}
+
+
 class Machine(NamedTuple):
     """So many devices of a kind, the share of their peak that training is assumed to reach (MFU), and the price of a device-hour, if told."""
 

@@ -24,6 +24,7 @@ from lab.digests import digests
 from lab.errors import UserError, unknown
 from lab.goodput import Events
 from lab.judging import Judging, Painter
+from lab.layers import kernels
 from lab.log import Progress, Scalars
 from lab.models import shared
 from lab.optim import Hyper, core, own, schedule
@@ -198,6 +199,45 @@ def parted(program: Program, config: dict) -> Program:
     return replace(program, parts=parts)
 
 
+def stepped(program: Program, structure: Any) -> Callable:
+    """step(leaves, hyper, batch) of one trial: its State as flat leaves, the batches of all seeds -> the next leaves, and values."""
+
+    def step(leaves, hyper, batch):
+        state, values = program.step(jax.tree.unflatten(structure, leaves), hyper, jax.tree.map(lambda x: x[hyper.slot], batch))
+        return jax.tree.leaves(state), values
+
+    return step
+
+
+def laid_out(f: Callable, remat: str, placement: Placement, where: list[NamedSharding] | None, missed: list[place.Missed]) -> Callable:
+    """f -> (leaves, values) as it is compiled: stacks with `remat`, the platform's kernels, leaves laid out by `where`, values everywhere.
+
+    What of the residual stream cannot be divided as the rules ask is added to `missed` when it is traced.
+    """
+    mesh, rules, turned = placement
+    divided = mesh is not None and placement.apart is None
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    several = divided and mesh.size > 1
+    on = kernels.Where(platform, *((mesh, lambda names, shape: place.spec(names, shape, mesh, rules)) if several else ()))
+    stream = ("batch", "tokens", "")
+
+    def lay(x):
+        if x.ndim != len(stream) or not divided:
+            return x
+        missed.extend(place.missed({"residual stream": stream}, {"residual stream": x.shape}, mesh, rules))
+        return jax.lax.with_sharding_constraint(x, placement.sharding(stream, x.shape))
+
+    def laid(*args):
+        with shared.stacks(remat, lambda x: jax.tree.map(lay, x)), kernels.on(on):
+            leaves, values = f(*args)
+        if mesh is None or turned:
+            return leaves, values
+        everywhere = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), values)
+        return jax.lax.with_sharding_constraint((leaves, values), (where[: len(leaves)], everywhere))
+
+    return laid
+
+
 class Population:
     """The compiled programs of some trials: init, step, evaluate. `seeds` are the seeds whose batches a step reads.
 
@@ -310,40 +350,16 @@ class Population:
 
         return jax.tree.map(one, batch)
 
-    def _traced(self, f: Callable) -> Callable:
-        """f with the stacks of the model as `run` says, and its outputs laid out: states as the carry is, the rest on every device."""
-        where, (mesh, rules, turned) = self._where, self.placement
-        divided = mesh is not None and self.placement.apart is None
-        stream = ("batch", "tokens", "")
-
-        def lay(x):
-            if x.ndim != len(stream) or not divided:
-                return x
-            self._missed += place.missed({"residual stream": stream}, {"residual stream": x.shape}, mesh, rules)
-            return jax.lax.with_sharding_constraint(x, self.placement.sharding(stream, x.shape))
-
-        def laid(*args):
-            with shared.stacks(self.config["run"]["remat"], lambda x: jax.tree.map(lay, x)):
-                leaves, values = f(*args)
-            if mesh is None or turned:
-                return leaves, values
-            everywhere = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), values)
-            return jax.lax.with_sharding_constraint((leaves, values), (where[: len(leaves)], everywhere))
-
-        return laid
-
     def compile(self, carry: list[jax.Array]) -> None:
         """Compile step(carry, hyper, batch) and evaluation for a carry's shapes: once a population, and cached between runs."""
         structure, apart = jax.tree.structure(self._shapes), self.placement.apart
 
-        def step(leaves, hyper, batch):
-            state, values = self.program.step(jax.tree.unflatten(structure, leaves), hyper, jax.tree.map(lambda x: x[hyper.slot], batch))
-            return jax.tree.leaves(state), values
-
         def evaluate(leaves, key, batches):
             return [], self.program.evaluate(jax.tree.unflatten(structure, leaves), key, batches)
 
-        step, evaluate = (self._traced(over_trials(f, a, apart)) for f, a in ((step, (0, 0, None)), (evaluate, (0, None, None))))
+        parts = ((stepped(self.program, structure), (0, 0, None)), (evaluate, (0, None, None)))
+        remat = self.config["run"]["remat"]
+        step, evaluate = (laid_out(over_trials(f, a, apart), remat, self.placement, self._where, self._missed) for f, a in parts)
         batch = self.put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self.batch_shape))
         options = IN_TURN if apart is not None and jax.default_backend() == "cpu" else None
         start = time.monotonic()

@@ -18,6 +18,9 @@ FLOORS = {
     "lab.cli": 9,
     "lab.report": 8,
     "lab.plan": 8,
+    "lab.pods": 8,  # a study's step, compiled for chips that are not here
+    "lab.pods_text": 8.1,  # pods' plans in words
+    "lab.layouts": 6.8,  # estimates of population's step, before pods compiles it
     "lab.audit": 8,
     "lab.check": 8.5,  # looks at arrows by audit
     "lab.weights": 8,  # reads and writes studies
@@ -261,9 +264,10 @@ def described(program):
 
 
 def build(config):
-    """(program, shapes of two examples): of the source's own examples, or where it would have to be built first, grey pictures of 16 pixels."""
+    """(program, shapes of two examples): of the source's own examples or as declared, or where it would have to be built, grey 16-pixel pictures."""
     import numpy as np
 
+    from lab.data.encoded import declared
     from lab.data.loader import open_source
     from lab.population import build
 
@@ -276,6 +280,9 @@ def build(config):
         if "tokens" in config["data"].get("extras", ()):
             item["tokens"] = np.zeros(side * side, np.int32)
             dims |= {"side": side, "tokens": side * side, "vocabulary": config["data"]["levels"]}
+    elif config["data"].get("shapes"):
+        dims, shapes = declared(config["data"])
+        item = {k: np.zeros(shape, dtype) for k, (shape, dtype) in shapes.items()}
     else:
         source = open_source(dict(config["data"]), "eval", "")
         item, dims = source[0], source.dims

@@ -50,13 +50,58 @@ def _card(folder: Path) -> dict:
     return card
 
 
+def _dims(shapes: dict[str, Sequence[int]], classes: int, vocabulary: int | None) -> dict[str, int]:
+    dims = {"classes": classes}
+    if "image" in shapes:
+        dims |= {"image": shapes["image"][0], "channels": shapes["image"][2]}
+    if "tokens" in shapes:
+        side, *more = shapes["tokens"]
+        dims |= {"side": side} if more == [side] else {}
+        dims |= {"tokens": math.prod(shapes["tokens"]), "vocabulary": vocabulary}
+    if len(shapes.get("text", ())) == 2:  # sets of old may hold other text, which no model reads
+        dims |= dict(zip(("length", "features"), shapes["text"], strict=True))
+    if len(shapes.get("pooled", ())) == 1:
+        dims |= {"pooled_features": shapes["pooled"][0]}
+    return dims
+
+
+def declared(config: dict) -> tuple[dict[str, int], dict[str, tuple[tuple[int, ...], type]]]:
+    """Dims, and {name: (shape, dtype)} of an example, as a config's section `data` declares a set: enough to plan a run without it."""
+    shapes = config.get("shapes") or {}
+    kinds = {"image": 3, "tokens": 2, "text": 2, "pooled": 1}
+    for key, shape in shapes.items():
+        if key not in kinds:
+            raise unknown("config key data.shapes", key, kinds)
+        if type(shape) is not tuple or len(shape) != kinds[key] or not all(type(n) is int and n > 0 for n in shape):
+            raise UserError(f"config key data.shapes.{key}={shape!r} must be {kinds[key]} sizes, such as {(16,) * kinds[key]}")
+    classes, vocabulary = config.get("classes", 1), config.get("vocabulary", 0)
+    if not {"image", "tokens"} & set(shapes) or classes < 1 or ("tokens" in shapes) != bool(vocabulary):
+        raise UserError(
+            "config key data declares no set; expected shapes=dict(image=(size, size, channels)), or shapes=dict(tokens=(side, side)) "
+            "with vocabulary=..., and classes=... where there are several"
+        )
+    example = {k: (v, np.int32 if k == "tokens" else np.float32) for k, v in shapes.items()} | {"label": ((), np.int32)}
+    return _dims(shapes, classes, vocabulary or None), example
+
+
 class Source:
     """The set in `path`, absolute or within data_dir: what its function gave, label and caption beside it.
 
     Damage raises UserError naming shard and record; with `skip_damaged` what is damaged is left out and counted in info['skipped'].
+    Where `shapes` of an example's arrays, `classes` and `vocabulary` are declared, a run can be planned before the set is at hand; a set
+    of others is an error.
     """
 
-    def __init__(self, split: str, data_dir: str, path: str, skip_damaged: bool = False):
+    def __init__(
+        self,
+        split: str,
+        data_dir: str,
+        path: str,
+        skip_damaged: bool = False,
+        shapes: dict | None = None,
+        classes: int = 1,
+        vocabulary: int = 0,
+    ):
         if split not in SPLITS:
             raise unknown("split", split, SPLITS)
         if type(skip_damaged) is not bool:
@@ -76,23 +121,16 @@ class Source:
         self._rows = np.setdiff1d(np.arange(card["made"]["examples"]), lost) if lost else range(card["made"]["examples"])
         if not len(self._rows):
             raise UserError(f"encoded set {str(root / split)!r} has no example that is not damaged")
-        self.dims = self._dims(len(card["class_names"]))
+        have = {k: f["shape"] for k, f in self._made["fields"].items()}
+        self.dims = _dims(have, len(card["class_names"]), self._made.get("vocabulary"))
+        if shapes:
+            said = declared({"shapes": shapes, "classes": classes, "vocabulary": vocabulary})[0]
+            if odd := [k for k in said if said[k] != self.dims.get(k)]:
+                raise UserError(
+                    f"config key data declares {odd[0]}={said[odd[0]]}, but encoded set {str(root)!r} has {self.dims.get(odd[0])}; "
+                    "declare what it has, or nothing"
+                )
         self.info = self._info(card, root, lost)
-
-    def _dims(self, classes: int) -> dict[str, int]:
-        shapes = {k: f["shape"] for k, f in self._made["fields"].items()}
-        dims = {"classes": classes}
-        if "image" in shapes:
-            dims |= {"image": shapes["image"][0], "channels": shapes["image"][2]}
-        if "tokens" in shapes:
-            side, *more = shapes["tokens"]
-            dims |= {"side": side} if more == [side] else {}
-            dims |= {"tokens": math.prod(shapes["tokens"]), "vocabulary": self._made["vocabulary"]}
-        if len(shapes.get("text", ())) == 2:  # sets of old may hold other text, which no model reads
-            dims |= dict(zip(("length", "features"), shapes["text"], strict=True))
-        if len(shapes.get("pooled", ())) == 1:
-            dims |= {"pooled_features": shapes["pooled"][0]}
-        return dims
 
     def _info(self, card: dict, root: Path, lost: list[int]) -> dict[str, Any]:
         made, seen = self._made, [k for k in ("image", "tokens") if k in self._made["fields"]]

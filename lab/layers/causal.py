@@ -38,4 +38,4 @@ class Attention(nnx.Module):
         if past is not None:
             k, v = (jax.lax.dynamic_update_slice(old, new, (0, position, 0, 0)) for old, new in zip(past, (k, v), strict=True))
         seen = jnp.arange(k.shape[1]) <= position + jnp.arange(x.shape[1])[:, None]
-        return project(attend(q * self.logits.get_value(), k, v, seen), self.out.get_value(), 0.0, 2), (k, v)
+        return project(attend(q * self.logits.get_value(), k, v, seen, causal=past is None), self.out.get_value(), 0.0, 2), (k, v)
