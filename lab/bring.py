@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lab import record
+from lab import claims, record
 from lab.errors import UserError, unknown
 from lab.files import sha256, write_json
 from lab.laws.points import ALIKE, COLUMNS, NUMBERS
@@ -97,7 +97,7 @@ def add(files: Sequence[str], folder: Path, how: How) -> list[str]:
     if how.join:
         _reader(Path(how.join))
     folder.mkdir(parents=True, exist_ok=True)
-    with record.Lock(folder):
+    with claims.alone(folder):
         now = read(folder) if has(folder) else {"schema": SCHEMA, "metric": how.map["loss"], "files": [], "runs": []}
         said = []
         for path, reader in zip(files, readers, strict=True):

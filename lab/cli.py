@@ -41,6 +41,15 @@ def _parser() -> argparse.ArgumentParser:
     override = "; any config key is overridden by --config.KEY=VALUE"
     run = command("run", _run, "train a study, or go on with it, and write its report" + override, "experiment", "experiment file")
     run.add_argument("--workdir", default="runs", help="folder in which the study's folder is made (default: runs)")
+    which = run.add_mutually_exclusive_group()
+    which.add_argument("--only", default="", metavar="POPULATION", help="train one population, as `lab status` names it")
+    which.add_argument(
+        "--task", type=int, metavar="I", help="train the I-th population, the longest being 0; past the last there is nothing to do"
+    )
+    run.add_argument("--largest-first", action="store_true", help="begin with the largest population, so that several workers end together")
+    run.add_argument(
+        "--retries", type=int, default=0, metavar="N", help="begin again after a crash, up to N times, and after 75 at no charge"
+    )
     command("plan", _plan, "what a study will cost on this device, before it is paid" + override, "experiment", "experiment file")
     audit = command(
         "audit", _audit, "one line a tensor: arrow, role, scales, and whether the arrow is true" + override, "experiment", "file"
@@ -59,7 +68,29 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--out", help="file for slopes and verdicts; the figure lies beside it (default: check-NAME.json, --all: in benchmarks/results)"
     )
-    command("status", _status, "what is done, running, diverged, interrupted, missing", "study", "folder of a study")
+    command("status", _status, "what is done, running, diverged, interrupted, missing; tasks of a submission", "study", "folder of a study")
+    away = command("submit", _submit, "train a study elsewhere, as tasks of a back end" + override, "experiment", "experiment file")
+    away.add_argument("--to", required=True, metavar="BACKEND", help="local, slurm, tpu-vm or gke, or a file of one's own")
+    away.add_argument(
+        "--workdir", default="runs", help="folder in which the study's folder is made, seen by every task, or gs:// (default: runs)"
+    )
+    away.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the back end, such as partition=gpu")
+    away.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="a variable that tasks are to find; by name its value is never written",
+    )
+    away.add_argument("--retries", type=int, default=3, metavar="N", help="new attempts of a task that crashes (default: 3)")
+    seen = command("logs", _logs, "the log of a submission's task", "study", "folder of a study")
+    seen.add_argument("--task", type=int, default=0, metavar="I", help="which (default: 0)")
+    end = command("cancel", _cancel, "end a submission's tasks; each saves its state", "study", "folder of a study")
+    back = command("collect", _collect, "gather what a submission has trained, and write the report", "study", "folder of a study")
+    for sub in (away, end, back):
+        sub.add_argument("--dry-run", action="store_true", help="print what would run, and touch nothing")
+    well = command("doctor", _doctor, "what this machine lacks for studies, and how to mend it")
+    well.add_argument("--workdir", default="runs", help="folder to look at (default: runs)")
     report = command("report", _report, "write report.html, figures and tables of a study", "study", "folder of a study")
     report.add_argument("--over", help="the swept key whose values are the sizes, such as model.depth (default: found)")
     report.add_argument("--out", help="folder for the report (default: the study's)")
@@ -208,8 +239,8 @@ def main(argv: list[str] | None = None) -> int:
             odd = [x for x in odd if x not in args.options]
         if odd:
             raise unknown(f"argument of lab {args.command}", odd[0], _options(args.command))
-        args.overrides = overrides
-        if overrides and args.command not in ("run", "plan", "audit", "check", "ladder"):
+        args.overrides, args.argv = overrides, [*argv, *overrides]
+        if overrides and args.command not in ("run", "submit", "plan", "audit", "check", "ladder"):
             raise UserError(f"{overrides[0]} has no meaning for `lab {args.command}`")
         return args.call(args) or 0
     except UserError as e:
@@ -229,12 +260,16 @@ def _options(command: str) -> list[str]:
     return [o for a in sub._actions for o in a.option_strings if o.startswith("--")] + ["--config.KEY=VALUE"]
 
 
+def _cache() -> str:
+    """Where compiled programs are kept: a local folder, as XLA keeps part of it nowhere else."""
+    return os.environ.get("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "lab" / "xla"))
+
+
 def _jax() -> None:
     """Settings that hold for every command that computes: the compile cache is on."""
     import jax
 
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "lab" / "xla"))
-    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_compilation_cache_dir", _cache())
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
@@ -249,26 +284,54 @@ def _study(args: argparse.Namespace, folder: bool = False):
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.retries:
+        from lab.launch import retry
+        from lab.launch.job import lab
+
+        return retry.supervise([*lab(), *_without_retries(args.argv)], args.retries)
     from lab.population import Interrupt, Preempted
 
     study = _study(args, folder=True)
+    only = args.only
+    if args.task is not None:
+        order = study.longest()
+        if args.task >= len(order):
+            print(f"task {args.task}: the study has {len(order)} populations, so there is nothing to do")
+            return 0
+        only = order[args.task]
     try:
         with Interrupt() as interrupt:
-            folder = study.run(interrupt)
+            folder = study.run(interrupt, only, args.largest_first)
     except Preempted:
         print("lab: stopped, state saved; the same command goes on from here", file=sys.stderr)
         return 75
+    if study.others:
+        print("\n".join(f"{n}: not done, held by {who}" for n, who in study.others.items()))
+        print("nothing is left to do here; whoever ends the last population writes the report")
+        return 0
     from lab import record, report
     from lab.log import console
 
     states = record.status(folder)
     wanted = [states[i] for i in study.trials]
     console.print("drawing the report", markup=False)
-    found = report.find(folder)
-    page = report.report(folder, found=found)
+    with study.alone():
+        found = report.find(folder)
+        page = report.report(folder, found=found)
     print(report.headline(found))
     print(f"report: {page}")
     return 3 if wanted and all(s == "diverged" for s in wanted) else 0
+
+
+def _without_retries(argv: list[str]) -> list[str]:
+    """A command line of `lab run` without its own --retries N."""
+    out, given = [], iter(argv)
+    for word in given:
+        if word == "--retries":
+            next(given)
+        elif not word.startswith("--retries="):
+            out.append(word)
+    return out
 
 
 def _plan(args: argparse.Namespace) -> None:
@@ -355,8 +418,12 @@ def _factor(text: str) -> int:
 
 def _status(args: argparse.Namespace) -> None:
     from lab import record
+    from lab.launch import submit
 
     folder = Path(args.study)
+    if (told := submit.told(folder)) and not (folder / "study.json").exists():  # at a URI, and not collected yet
+        print(told)
+        return
     states, study = record.status(folder), record.read_study(folder)
     counts: dict[str, dict[str, int]] = {}
     for trial, state in states.items():
@@ -372,6 +439,55 @@ def _status(args: argparse.Namespace) -> None:
     table.add_section()
     table.add_row("all", *(str(sum(r.get(k, 0) for r in counts.values())) for k in kinds), "")
     Console().print(table)
+    if told:
+        print(told)
+
+
+def _submit(args: argparse.Namespace) -> None:
+    from lab.launch import submit
+
+    options = submit.parsed(args.to, args.option)
+    end = submit.backend(args.to, options)
+    study = _study(args, folder="://" not in args.workdir)
+    job = submit.plan(study, args.experiment, args.overrides, args.workdir, end, args.env, args.retries)
+    submit.submit(job, args.to, options, end, study.plan if study.folder else lambda: None, args.dry_run, print)
+
+
+def _logs(args: argparse.Namespace) -> int:
+    from lab.launch import submit
+
+    return submit.logs(Path(args.study), args.task)
+
+
+def _cancel(args: argparse.Namespace) -> None:
+    from lab.launch import submit
+
+    submit.cancel(Path(args.study), args.dry_run, print)
+
+
+def _collect(args: argparse.Namespace) -> None:
+    from lab import report
+    from lab.launch import submit
+
+    folder = Path(args.study)
+    submit.gather(folder, args.dry_run, print)
+    if args.dry_run:
+        return
+    if left := submit.unfinished(folder):
+        print(f"not done yet: {', '.join(left)}")
+    found = report.find(folder)
+    print(report.headline(found))
+    print(f"report: {report.report(folder, found=found)}")
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from lab.launch import doctor
+
+    wrong = False
+    for finding in doctor.look(Path(args.workdir), Path(_cache())):
+        print(finding, flush=True)
+        wrong |= finding.needed and not finding.ok
+    return 2 if wrong else 0
 
 
 def _report(args: argparse.Namespace) -> None:
