@@ -288,7 +288,7 @@ def _run(args: argparse.Namespace) -> int:
         from lab.launch import retry
         from lab.launch.job import lab
 
-        return retry.supervise([*lab(), *_without_retries(args.argv)], args.retries)
+        return retry.supervise([*lab(), *args.argv, "--retries", "0"], args.retries)  # of an option given twice the last counts
     from lab.population import Interrupt, Preempted
 
     study = _study(args, folder=True)
@@ -321,17 +321,6 @@ def _run(args: argparse.Namespace) -> int:
     print(report.headline(found))
     print(f"report: {page}")
     return 3 if wanted and all(s == "diverged" for s in wanted) else 0
-
-
-def _without_retries(argv: list[str]) -> list[str]:
-    """A command line of `lab run` without its own --retries N."""
-    out, given = [], iter(argv)
-    for word in given:
-        if word == "--retries":
-            next(given)
-        elif not word.startswith("--retries="):
-            out.append(word)
-    return out
 
 
 def _plan(args: argparse.Namespace) -> None:

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
 from lab import axes, claims, cost, find, halving, parametrization, rates, record, trunk
@@ -80,6 +81,8 @@ SINCE = {
     **{f"transfer.{k}": v for k, v in rates.NONE.items()},
 }
 NUMBERS = 2  # raised where the same config computes something else. 2: sine-cosine positions have the column first
+TRAIN, ASKED = 1, 2  # what the first process of a run tells the others of a plan: train, or ask the sweep for its next round first
+NOTHING, WAIT, STOP = -1, -2, -3  # and of what to train next, beside a population's place
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -572,7 +575,8 @@ class Study:
           Preempted: asked to stop.
         """
         folder = self.folder
-        self._writable()
+        if _leads():
+            self._writable()
         opened, order, self.others = None, None, {}
         while self._planned(order is None):
             wanted = self._wanted(only) if only else set(self.packs)
@@ -602,18 +606,28 @@ class Study:
             raise UserError(f"--workdir: folder {str(self.folder)!r} cannot be written ({e.strerror}); choose another --workdir") from e
 
     def alone(self) -> contextlib.AbstractContextManager:
-        """What no two processes that share the folder do at a time."""
+        """What no two runs that share the folder do at a time; of a run of several processes the first takes part."""
+        if not _leads():
+            return contextlib.nullcontext()
         return claims.alone(self.folder, told=lambda line: console.print(line, markup=False))
 
-    def _planned(self, first: bool) -> bool:
+    def _planned(self, begins: bool) -> bool:
         """Agree on study.json with whoever shares the folder, and pack the next rung or round where the last is done; whether there is one."""
+        choice = 0
         with self.alone():
-            self._agree()
-            if first or not all(record.finished(self.folder / n) for n in self.packs):
-                return True
-            more = self._promote() or self._more()
-            self._write()
-            return more
+            if _leads():
+                self._agree()
+                if begins or not all(record.finished(self.folder / n) for n in self.packs) or self._promote():
+                    choice = TRAIN
+                elif self._more():
+                    choice = ASKED
+                self._write()
+        choice = _chosen(choice)
+        if not _leads():
+            self._follow()
+            if choice == ASKED:
+                self._more()
+        return choice != 0
 
     def _agree(self) -> None:
         """Take up what others have written to study.json, and have this study's trials in it; for one process at a time."""
@@ -623,6 +637,11 @@ class Study:
             self._pack()
         self.trunks = self._trunks()  # an earlier run may have left states that are gone
         self._write()
+
+    def _follow(self) -> None:
+        """Pack as the first process of this run has written it."""
+        self.known = record.read_study(self.folder)
+        self._pack()
 
     def _write(self) -> None:
         """study.json as the study now stands, and what it says."""
@@ -669,19 +688,38 @@ class Study:
 
         It ends when all are done, or all that are left are held by others; with `wait` it waits for these, and goes on where one is given up.
         """
-        left = order
-        while left := [n for n in left if not self._done(n, progress)]:
-            if any(self._claimed(n, opened, progress, interrupt) for n in left if self._ready(n)):
-                continue
-            held = {n: who for n, who in claims.holders(self.folder).items() if n in left}
-            if not wait and all(n in held for n in left if not record.finished(self.folder / n)):
+        while True:
+            claim, choice = self._next(order, progress, interrupt, wait) if _leads() else (contextlib.nullcontext(), 0)
+            if (choice := _chosen(choice)) == NOTHING:
                 return
-            for name, who in held.items():
-                if progress.note[name] != (note := f"at {who}, waited for"):
-                    progress.stage(name, note)
-            if interrupt.asked:
+            if choice == STOP:
                 raise populations.Preempted
-            time.sleep(min(1.0, claims.BEAT))
+            if choice == WAIT:
+                time.sleep(min(1.0, claims.BEAT))
+                continue
+            if not _leads():
+                self._follow()
+            with claim:
+                self._one(order[choice], opened, progress, interrupt)
+
+    def _next(self, order: list[str], progress: Progress, interrupt: populations.Interrupt, wait: bool) -> tuple[Any, int]:
+        """The claim of the next population to train and its place in `order`; None and NOTHING, WAIT or STOP where there is none now."""
+        left = [n for n in order if not self._done(n, progress)]
+        for name in [n for n in left if self._ready(n)]:
+            if claim := claims.take(self.folder, name):
+                if not record.finished(self.folder / name):
+                    if self._trunks() != self.trunks:
+                        with self.alone():
+                            self._agree()
+                    return claim, order.index(name)
+                claim.__exit__()  # it was done a moment ago
+        held = {n: who for n, who in claims.holders(self.folder).items() if n in left}
+        if not left or (not wait and all(n in held for n in left)):
+            return None, NOTHING
+        for name, who in held.items():
+            if progress.note[name] != (note := f"at {who}, waited for"):
+                progress.stage(name, note)
+        return None, STOP if interrupt.asked else WAIT
 
     def _done(self, name: str, progress: Progress) -> bool:
         """Whether a population is done; where another has ended it, progress hears of it."""
@@ -690,22 +728,14 @@ class Study:
             progress.skip(name, "done by another", progress.steps[name])
         return done
 
-    def _claimed(self, name: str, opened: Any, progress: Progress, interrupt: populations.Interrupt) -> bool:
-        """Train a population to its end; False where another process holds it, or has ended it."""
-        if (claim := claims.take(self.folder, name)) is None:
-            return False
-        with claim:
-            if record.finished(self.folder / name):
-                return False
-            if self._trunks() != self.trunks:
-                with self.alone():
-                    self._agree()
-            judges, source = opened
-            pop = Population(self.packs[name], source, held_out(self.packs[name][0].config, self.held))
+    def _one(self, name: str, opened: Any, progress: Progress, interrupt: populations.Interrupt) -> None:
+        """Train one population to its end."""
+        judges, source = opened
+        pop = Population(self.packs[name], source, held_out(self.packs[name][0].config, self.held))
+        if _leads():
             self._card(self.folder / name, pop)
-            judging, span = pop.judging(judges, self.held), self._span(name, pop)
-            populations.run(self.folder / name, name, pop, source, judging, progress, interrupt, span)
-        return True
+        judging, span = pop.judging(judges, self.held), self._span(name, pop)
+        populations.run(self.folder / name, name, pop, source, judging, progress, interrupt, span)
 
     def _ready(self, name: str) -> bool:
         """Whether what a population begins from is there."""
@@ -869,6 +899,16 @@ class Study:
             np.savez_compressed(f, samples=images, real=real, about=json.dumps(about))
         target.with_suffix(".tmp").rename(target)
         progress.finish(name)
+
+
+def _leads() -> bool:
+    """Whether this process decides and writes for its run, which may be of several processes."""
+    return jax.process_index() == 0
+
+
+def _chosen(choice: int) -> int:
+    """What the first process of a run has chosen, on all of them: they must do the same work."""
+    return choice if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(choice)))
 
 
 def _since(config: dict) -> dict:
