@@ -21,6 +21,7 @@ from lab.files import write_json
 
 BEAT = 5.0  # seconds between two beats of a claim
 MISSED = 12  # beats after which it is stale
+WAITED = 5.0  # seconds before it is told whom one waits for
 FOLDER = ".claims"
 PLAN = "plan"  # the claim of what belongs to a whole folder, such as study.json; no population is called so, as its name ends in a hash
 
@@ -109,7 +110,7 @@ def alone(folder: Path, name: str = PLAN, told: Callable[[str], None] = lambda l
     began, said = time.monotonic(), False
     while (claim := take(folder, name)) is None:
         time.sleep(0.05)
-        if not said and time.monotonic() - began > 5:
+        if not said and time.monotonic() - began > WAITED:
             said = True
             told(f"waiting for {holders(folder).get(name, 'another process')}, which is writing {Path(folder).name}")
     with claim:

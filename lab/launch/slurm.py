@@ -18,7 +18,7 @@ populations=(
 {populations}
 )
 only=${{populations[$SLURM_ARRAY_TASK_ID]}}
-cd {root}
+cd {root} || exit 2
 # SIGTERM, which comes {grace} s before the time is up, has the run save its state and end with 75
 trap 'kill -TERM "$child" 2> /dev/null' TERM
 srun --kill-on-bad-exit=1 {command} ${{only:+--only "$only"}} &
@@ -26,8 +26,9 @@ child=$!
 wait "$child"; code=$?
 while kill -0 "$child" 2> /dev/null; do wait "$child"; code=$?; done
 # interrupted with its state saved: it goes on when its turn comes, unless it was cancelled or SLURM has requeued it by itself
-if [ "$code" = 75 ] && scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING; then
-  scontrol requeue "$SLURM_JOB_ID"
+task="${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID" # the last task's SLURM_JOB_ID is that of the whole array
+if [ "$code" = 75 ] && scontrol show job "$task" | grep -q JobState=RUNNING; then
+  scontrol requeue "$task"
 fi
 exit "$code"
 """
