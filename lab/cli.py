@@ -284,6 +284,8 @@ def _study(args: argparse.Namespace, folder: bool = False):
 
 
 def _run(args: argparse.Namespace) -> int:
+    if "://" in args.workdir:
+        raise UserError(f"--workdir {args.workdir!r}: a study is written to a folder; mount the bucket and give its path (docs/pods.md)")
     if args.retries:
         from lab.launch import retry
         from lab.launch.job import lab
@@ -437,7 +439,7 @@ def _submit(args: argparse.Namespace) -> None:
 
     options = submit.parsed(args.to, args.option)
     end = submit.backend(args.to, options)
-    study = _study(args, folder="://" not in args.workdir)
+    study = _study(args, folder=end.here)
     job = submit.plan(study, args.experiment, args.overrides, args.workdir, end, args.env, args.retries)
     submit.submit(job, args.to, options, end, study.plan if study.folder else lambda: None, args.dry_run, print)
 

@@ -9,7 +9,7 @@ import shlex
 import subprocess
 
 from lab.errors import UserError, unknown
-from lab.launch.job import Job, Step, check_tools
+from lab.launch.job import Job, Step, check_tools, mounted
 
 TOOLS = ("kubectl", "gcluster", "xpk")
 MOUNT = "/mnt/study"
@@ -24,6 +24,7 @@ class Backend:
     """
 
     tasks = "workers"
+    here = False
 
     def __init__(
         self,
@@ -64,8 +65,7 @@ class Backend:
     def steps(self, job: Job) -> list[Step]:
         """The manifest and its creation, or the tool's own command."""
         values = job.values("gke", "put it in a Secret and give --option secret=ITS-NAME")
-        if "://" not in job.workdir and not (self.claim and job.workdir.startswith(MOUNT)):
-            raise UserError(f"--workdir {job.workdir!r}: pods share no folder; give one at gs://, or {MOUNT}/... with --option claim=NAME")
+        job, bucket = self._placed(job)
         names = self.handles(job, [])
         if self.tool != "kubectl":
             make = self._gcluster if self.tool == "gcluster" else self._xpk
@@ -73,9 +73,22 @@ class Backend:
                 Step((*make(name), *[f"--env={k}={v}" for k, v in values.items()], f"--command={shlex.join(job.command(['lab']))}"))
                 for name in names
             ]
-        file, sets = job.folder / f"{job.name}.json", [self.manifest(job, name, values) for name in names]
+        file, sets = job.folder / f"{job.name}.json", [self.manifest(job, name, values, bucket) for name in names]
         whole = sets[0] if len(sets) == 1 else {"apiVersion": "v1", "kind": "List", "items": sets}
         return [Step(file=file, text=json.dumps(whole, indent=2) + "\n"), Step((*self._kubectl(), "create", "-f", str(file)))]
+
+    def _placed(self, job: Job) -> tuple[Job, str]:
+        """The job with its work dir as pods see it, and the bucket that is mounted for that, if one is."""
+        if job.workdir.startswith("/") and (self.claim or self.tool != "kubectl"):
+            return job, ""
+        if self.claim or self.tool != "kubectl":
+            raise UserError(f"--workdir {job.workdir!r}: expected the path at which pods find their shared volume, such as {MOUNT}/runs")
+        if self.count > 1:
+            raise UserError(
+                "--option workers: a bucket has no exclusive files, so workers cannot share it; give --option claim=NAME of a volume"
+            )
+        bucket, job = mounted(job, MOUNT)
+        return job, bucket
 
     def _kubectl(self) -> tuple[str, ...]:
         return "kubectl", f"--namespace={self.namespace}"
@@ -98,7 +111,7 @@ class Backend:
             f"--termination-grace-period-seconds={self.grace}",
         ]
 
-    def manifest(self, job: Job, name: str, values: dict[str, str]) -> dict:
+    def manifest(self, job: Job, name: str, values: dict[str, str], bucket: str) -> dict:
         """A worker's JobSet (jobset.x-k8s.io/v1alpha2)."""
         chips = {"google.com/tpu": str(self.chips)}
         container = {
@@ -106,18 +119,21 @@ class Backend:
             **{"env": [{"name": k, "value": v} for k, v in values.items()], "resources": {"requests": chips, "limits": chips}},
         }
         container |= {"envFrom": [{"secretRef": {"name": self.secret}}]} if self.secret else {}
-        container |= {"volumeMounts": [{"name": "study", "mountPath": MOUNT}]} if self.claim else {}
+        container |= {"volumeMounts": [{"name": "study", "mountPath": MOUNT}]} if self.claim or bucket else {}
         pod = {
             **{"restartPolicy": "Never", "terminationGracePeriodSeconds": self.grace, "containers": [container]},
             "nodeSelector": {"cloud.google.com/gke-tpu-accelerator": self.accelerator, "cloud.google.com/gke-tpu-topology": self.topology},
         }
-        pod |= {"volumes": [{"name": "study", "persistentVolumeClaim": {"claimName": self.claim}}]} if self.claim else {}
+        fuse = {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": {"bucketName": bucket, "mountOptions": "implicit-dirs"}}
+        volume = {"persistentVolumeClaim": {"claimName": self.claim}} if self.claim else {"csi": fuse}
+        pod |= {"volumes": [{"name": "study", **volume}]} if self.claim or bucket else {}
+        template = {"spec": pod} | ({"metadata": {"annotations": {"gke-gcsfuse/volumes": "true"}}} if bucket else {})
         told = {"operator": "In", "values": [2, 3, 75]}
         slice_ = {
             **{"parallelism": self.hosts, "completions": self.hosts, "completionMode": "Indexed", "backoffLimit": 0},
             **{
                 "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": {"containerName": "lab", **told}}]},
-                "template": {"spec": pod},
+                "template": template,
             },
         }
         about = {"name": name, "namespace": self.namespace, "labels": {"lab/study": job.name}}

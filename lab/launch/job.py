@@ -19,27 +19,39 @@ NAME_LIMIT = 28  # of Cluster Toolkit's gcluster; Kubernetes adds to it and stop
 # what a task finds in its environment of the submitter's own; everything else is left behind unless --env names it
 ALLOWED = (
     *("PATH", "HOME", "USER", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "LD_LIBRARY_PATH", "GLIBC_TUNABLES", "SLURM_CONF"),
-    *("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "JAX_COMPILATION_CACHE_DIR", "CUDA_VISIBLE_DEVICES"),
+    *("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_COMPILATION_CACHE_DIR"),
 )
+HERE = ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES")  # and on this machine, whose devices they are of
 WORKER = ""  # the population of a task that trains whatever is left
 
 
 class Job(NamedTuple):
-    """A study to be run: `tasks` are the populations that get a task of their own, or WORKERs; `env` are variables by name, or NAME=VALUE."""
+    """A study to be run: `tasks` are the populations that get a task of their own, or WORKERs; `env` are variables by name, or NAME=VALUE.
+
+    `home` is the folder of this machine in whose folder of the study's name a submission is told: `workdir` itself, where tasks see this machine's.
+    """
 
     name: str
     study: str
     experiment: str
     overrides: tuple[str, ...]
     workdir: str
+    home: str
     tasks: tuple[str, ...]
     env: tuple[str, ...]
     retries: int
 
     @property
     def folder(self) -> Path:
-        """Where what is known of the submission lies: the study's folder, or beside others in runs/ where the study is at a URI."""
-        return Path("runs" if "://" in self.workdir else self.workdir) / self.study
+        """Where what is known of the submission lies."""
+        return Path(self.home) / self.study
+
+    def here(self, backend: str) -> None:
+        """UserError where the work dir is no folder."""
+        if "://" in self.workdir:
+            raise UserError(
+                f"--workdir {self.workdir!r}: back end {backend!r} needs a folder that its tasks see, such as a bucket's mounted one"
+            )
 
     def command(self, lab: Iterable[str], *more: str) -> list[str]:
         """`lab run` of the study as one or more words `lab` call it."""
@@ -57,6 +69,14 @@ class Job(NamedTuple):
                 f"--env {hidden[0]}: {backend} would have to write its value down; {instead}, or give --env NAME=VALUE if all may read it"
             )
         return dict(e.split("=", 1) for e in self.env)
+
+
+def mounted(job: Job, at: str) -> tuple[str, Job]:
+    """(bucket, job): of a job whose work dir is gs://BUCKET/PATH, that which finds the bucket mounted as a folder."""
+    bucket, _, path = job.workdir.removeprefix("gs://").partition("/")
+    if not job.workdir.startswith("gs://") or not bucket:
+        raise UserError(f"--workdir {job.workdir!r}: hosts share no folder of this machine; expected gs://BUCKET/PATH")
+    return bucket, job._replace(workdir=f"{at}/{path}".rstrip("/"))
 
 
 class Step(NamedTuple):
@@ -106,7 +126,7 @@ def lab() -> list[str]:
 
 def environment(job: Job) -> dict[str, str]:
     """The variables that a task on this machine finds."""
-    return {n: os.environ[n] for n in job.names()} | dict(e.split("=", 1) for e in job.env if "=" in e)
+    return {n: os.environ[n] for n in (*job.names(), *HERE) if n in os.environ} | dict(e.split("=", 1) for e in job.env if "=" in e)
 
 
 def check_tools(needs: Iterable[str], backend: str) -> None:

@@ -12,6 +12,7 @@ class Backend:
 
     needs = ()
     tasks = "workers"
+    here = True
 
     def __init__(self, workers: int = 2):
         if workers < 1:
@@ -20,6 +21,7 @@ class Backend:
 
     def steps(self, job: Job) -> list[Step]:
         """A background process for each task."""
+        job.here("local")
         logs = job.folder / "logs"
         begun = len(list(logs.glob(f"{job.name}-*.log")))
         command = tuple(job.command(lab(), "--largest-first"))

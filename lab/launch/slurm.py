@@ -39,6 +39,7 @@ class Backend:
 
     needs = ("sbatch", "squeue", "scancel", "scontrol")
     tasks = "populations"
+    here = True
 
     def __init__(
         self,
@@ -58,6 +59,7 @@ class Backend:
 
     def steps(self, job: Job) -> list[Step]:
         """The script and its submission."""
+        job.here("slurm")
         script = job.folder / f"{job.name}.sbatch"
         return [Step(file=script, text=self.script(job)), Step(("sbatch", "--parsable", str(script)))]
 
@@ -112,8 +114,7 @@ class Backend:
 
 def _absolute(job: Job) -> Job:
     path = str(Path(job.experiment).absolute())
-    workdir = job.workdir if "://" in job.workdir else str(Path(job.workdir).absolute())
-    return job._replace(experiment=path, workdir=workdir)
+    return job._replace(experiment=path, workdir=str(Path(job.workdir).absolute()))
 
 
 def _state(told: str) -> str:

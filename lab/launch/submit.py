@@ -98,7 +98,7 @@ def plan(study: Any, path: str, overrides: list[str], workdir: str, end: Any, en
     left = [n for n in study.longest() if study.folder is None or not record.finished(study.folder / n)]
     workers = end.count * bool(left) if end.tasks == "workers" else len(left) * study.adaptive()
     tasks = [WORKER] * workers or left
-    return Job(called, e.name, path, tuple(overrides), workdir, tuple(tasks), tuple(env), retries)
+    return Job(called, e.name, path, tuple(overrides), workdir, workdir if end.here else "runs", tuple(tasks), tuple(env), retries)
 
 
 def submit(
@@ -194,10 +194,14 @@ def cancel(folder: Path, dry: bool, say: Callable[[str], None]) -> None:
 
 
 def gather(folder: Path, dry: bool, say: Callable[[str], None]) -> None:
-    """Copy a study that lies at gs:// to its folder here; nothing to do for one that is written here."""
+    """Copy a study that lies at gs:// to its folder here; nothing to do for one that is written here, and none that can be for a volume of pods."""
     found = read(folder)
-    if found is None or "://" not in found.job.workdir:
+    if found is None or backend(found.to, found.options).here:
         return
+    if "://" not in found.job.workdir:
+        raise UserError(
+            f"the study lies in {found.job.workdir!r}, on a volume of its tasks; copy it to {str(folder)!r}, then `lab report` tells of it"
+        )
     step = Step(("gcloud", "storage", "rsync", "--recursive", f"{found.job.workdir.rstrip('/')}/{found.job.study}", str(folder)))
     say(shlex.join(step.argv))
     if not dry:

@@ -8,8 +8,9 @@ import subprocess
 from pathlib import Path
 
 from lab.errors import UserError
-from lab.launch.job import ROOT, Job, Step, check_tools
+from lab.launch.job import ROOT, Job, Step, check_tools, mounted
 
+MOUNT = "/tmp/study"  # where the hosts have the bucket, by Cloud Storage FUSE
 STATES = {"ACTIVE": "running", "FAILED": "ended", "SUSPENDED": "ended", "SUSPENDING": "ended", "DELETING": "ended"}
 
 
@@ -18,6 +19,7 @@ class Backend:
 
     needs = ("gcloud", "tar")
     tasks = "workers"
+    here = False
     count = 1
 
     def __init__(self, type: str, zone: str, runtime: str, project: str = "", spot: bool = False, valid: str = ""):
@@ -27,22 +29,22 @@ class Backend:
     def steps(self, job: Job) -> list[Step]:
         """Ask for the slice; once it is there, copy the project and begin."""
         values = job.values("tpu-vm", "let the slice's service account read it from Secret Manager")
-        if "://" not in job.workdir:
-            raise UserError(f"--workdir {job.workdir!r}: hosts of a slice share no folder; give one at gs://")
+        bucket, inside = mounted(job, MOUNT)
         file = Path(job.experiment).absolute()
         if not file.is_relative_to(ROOT):
             raise UserError(
                 f"experiment file {job.experiment!r} lies outside {str(ROOT)!r}, which is what is copied; put it in experiments/"
             )
-        there = job._replace(experiment=str(file.relative_to(ROOT)))
+        there = inside._replace(experiment=str(file.relative_to(ROOT)))
         wait = "until [ \"$(gcloud compute tpus queued-resources describe {} --format='value(state.state)')\" = ACTIVE ]; do sleep 30; done"
         bundle, here = job.folder / f"{job.name}.tgz", shlex.join([job.name, *self.place])
         pack = f"cd {shlex.quote(str(ROOT))} && git ls-files -z | tar --null --files-from=- -czf {shlex.quote(str(bundle.absolute()))}"
         extra = ["--spot"] * self.spot + [f"--valid-until-duration={self.valid}"] * bool(self.valid)
-        exports = "".join(f"export {k}={shlex.quote(v)}; " for k, v in {"LAB_EXTRAS": "icons,tpu", **values}.items())
+        exports = "".join(f"export {k}={shlex.quote(v)} && " for k, v in {"LAB_EXTRAS": "icons,tpu", **values}.items())
         # a session of its own, so that it outlives the connection
         run = (
-            f"mkdir -p {job.name} && tar -xzf {job.name}.tgz -C {job.name} && cd {job.name} && {exports}./launch.sh env && "
+            f"mkdir -p {job.name} && tar -xzf {job.name}.tgz -C {job.name} && cd {job.name} && {exports}"
+            f"mkdir -p {MOUNT} && {{ mountpoint -q {MOUNT} || gcsfuse --implicit-dirs {bucket} {MOUNT}; }} && ./launch.sh env && "
             f"setsid nohup {shlex.join(there.command(['./launch.sh']))} >> ../{job.name}.log 2>&1 < /dev/null &"
         )
         tpu = ("gcloud", "compute", "tpus")

