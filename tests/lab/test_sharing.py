@@ -1,6 +1,8 @@
 """Several `lab run` of one study: each population is trained once, by one of them, and what depends on others' results waits for them."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 
@@ -11,14 +13,10 @@ from test_study import LINEAR, TESTS, experiment, mistake, reached
 
 from lab import claims, cli, record, study
 
-# what `lab run` is without claims, to see that the test would tell
-BROKEN = "import contextlib; from lab import claims; claims.take = lambda *a, **k: contextlib.ExitStack(); "
 
-
-def start(path, workdir, *more, before=""):
+def start(path, workdir, *more):
     """`lab run` in a process of its own."""
-    code = f"{before}import sys; from lab.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, "run", str(path), "--workdir", str(workdir), *more]
+    command = [sys.executable, "-m", "lab.cli", "run", str(path), "--workdir", str(workdir), *more]
     env = {**os.environ, "PYTHONPATH": f"{TESTS}:{TESTS.parent}"}
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -54,10 +52,19 @@ def test_two_share_a_study_and_train_nothing_twice(tmp_path):
     assert (folder / "report.html").exists()
 
 
-def test_without_claims_the_test_above_would_fail(tmp_path):
-    path = experiment(tmp_path, steps=60, widths=(32, 48), rates=(-8,))
-    codes = [code for code, _ in ends([start(path, tmp_path / "runs", before=BROKEN) for _ in range(2)])]
-    assert codes != [0, 0] or not once(tmp_path / "runs" / "tiny")
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_population_in_training_is_left_alone_and_without_claims_it_would_not_be(tmp_path, monkeypatch, broken):
+    path, folder = experiment(tmp_path, steps=150, rates=(-8,)), tmp_path / "runs" / "tiny"
+    first = start(path, tmp_path / "runs")
+    reached(folder, 5, first)
+    first.send_signal(signal.SIGSTOP)
+    if broken:
+        monkeypatch.setattr(claims, "take", lambda *given: contextlib.ExitStack())
+    assert cli.main(["run", str(path), "--workdir", str(tmp_path / "runs")]) == 0
+    assert record.finished(next(folder.glob("*/card.json")).parent) == broken
+    first.send_signal(signal.SIGKILL if broken else signal.SIGCONT)
+    ends([first])
+    assert once(folder) == (not broken)
 
 
 def test_who_finds_nothing_to_do_says_who_holds_it_and_goes(tmp_path, capsys):
