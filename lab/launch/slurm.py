@@ -19,12 +19,8 @@ populations=(
 )
 only=${{populations[$SLURM_ARRAY_TASK_ID]}}
 cd {root} || exit 2
-# SIGTERM, which comes {grace} s before the time is up, has the run save its state and end with 75
-trap 'kill -TERM "$child" 2> /dev/null' TERM
-srun --kill-on-bad-exit=1 {command} ${{only:+--only "$only"}} &
-child=$!
-wait "$child"; code=$?
-while kill -0 "$child" 2> /dev/null; do wait "$child"; code=$?; done
+srun --kill-on-bad-exit=1 ${{SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"}} {command} ${{only:+--only "$only"}}
+code=$?
 # interrupted with its state saved: it goes on when its turn comes, unless it was cancelled or SLURM has requeued it by itself
 task="${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID" # the last task's SLURM_JOB_ID is that of the whole array
 if [ "$code" = 75 ] && scontrol show job "$task" | grep -q JobState=RUNNING; then
@@ -35,7 +31,10 @@ exit "$code"
 
 
 class Backend:
-    """One array job; `gpus` are those of a node, `parallel` is how many tasks run at a time (0: all), `time` is as sbatch takes it."""
+    """One array job, whose runs get SIGTERM `grace` seconds before the time is up, save their state and end with 75.
+
+    `gpus` are those of a node, `parallel` is how many tasks run at a time (0: all), `time` is as sbatch takes it.
+    """
 
     needs = ("sbatch", "squeue", "scancel", "scontrol")
     tasks = "populations"
@@ -78,14 +77,13 @@ class Backend:
             f"--output={logs}/{job.name}-%A_%a.log",
             "--open-mode=append",
         ]
-        head += ["--requeue", f"--signal=B:TERM@{self.grace}", f"--nodes={self.nodes}", f"--ntasks-per-node={each}"]
+        head += ["--requeue", f"--signal=TERM@{self.grace}", f"--nodes={self.nodes}", f"--ntasks-per-node={each}"]
         head += [f"--gpus-per-node={self.gpus}"] * (self.gpus > 0) + [f"--cpus-per-task={self.cpus}"] * (self.cpus > 0)
         head += [f"--{k}={v}" for k, v in self.given.items() if v] + [f"--export={','.join([*job.names(), *values]) or 'NIL'}"]
         return SCRIPT.format(
             head="\n".join(f"#SBATCH {h}" for h in head),
             populations="\n".join(f"  {shlex.quote(t)}" for t in job.tasks),
             root=shlex.quote(str(ROOT)),
-            grace=self.grace,
             command=shlex.join(_absolute(job).command(lab())),
         )
 

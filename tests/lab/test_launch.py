@@ -50,7 +50,7 @@ SLURM = """# file runs/tiny/tiny-0123abcd.sbatch
 #SBATCH --output={here}/runs/tiny/logs/tiny-0123abcd-%A_%a.log
 #SBATCH --open-mode=append
 #SBATCH --requeue
-#SBATCH --signal=B:TERM@120
+#SBATCH --signal=TERM@120
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=4
 #SBATCH --gpus-per-node=4
@@ -63,9 +63,8 @@ populations=(
 )
 only=${{populations[$SLURM_ARRAY_TASK_ID]}}
 cd {root} || exit 2
-# SIGTERM, which comes 120 s before the time is up, has the run save its state and end with 75
-trap 'kill -TERM "$child" 2> /dev/null' TERM
-srun --kill-on-bad-exit=1 {python} -m lab.cli run {here}/experiments/tiny.py --workdir {here}/runs --retries 3 --config.train.batch=8 ${{only:+--only "$only"}} &
+srun --kill-on-bad-exit=1 ${{SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"}} {python} -m lab.cli run {here}/experiments/tiny.py --workdir {here}/runs --retries 3 --config.train.batch=8 ${{only:+--only "$only"}}
+code=$?
 """
 
 
