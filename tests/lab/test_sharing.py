@@ -38,7 +38,7 @@ def owners(folder):
 
 
 def test_two_share_a_study_and_train_nothing_twice(tmp_path):
-    path = experiment(tmp_path, steps=60, widths=(32, 48, 64, 80), rates=(-8,))
+    path = experiment(tmp_path, steps=60, widths=(32, 48, 64), rates=(-8,))
     whole = train(path, tmp_path / "whole")
     pair = [start(path, tmp_path / "runs") for _ in range(2)]
     (a, said_a), (b, said_b) = ends(pair)
