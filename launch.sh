@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Makes or refreshes the environment in .venv, then hands everything to `lab` (or to pytest).
 #   ./launch.sh run experiments/quickstart.py     any `lab` command: run, plan, audit, check, status, report, sample, transfer, batch, ladder, fit, forecast, compare, records, import, export, data, bench
+#   ./launch.sh submit EXPERIMENT --to slurm      the same elsewhere (--dry-run tells how), then status, logs, cancel and collect DIR; doctor: what a machine lacks
 #   ./launch.sh test [--parity] [PYTEST ARGS]     the tests; --parity adds the comparisons with PyTorch and diffusers
 #   ./launch.sh env                               the environment alone
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 venv="$PWD/.venv"
-extras="icons,dev,notebooks,plan"
+extras="${LAB_EXTRAS:-icons,dev,notebooks,plan}"  # icons,tpu on a TPU host
 
 # XLA takes its temporary buffers from malloc anew at every step: in pages of 2 MB that costs a fraction of the page faults
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
@@ -55,7 +56,7 @@ parity() {
 }
 
 case "${1:-}" in
-  "" | -h | --help) sed -n '2,5s/^# //p' "$0"; exit 0 ;;
+  "" | -h | --help) sed -n '2,6s/^# //p' "$0"; exit 0 ;;
   env) environment; say "ready: $venv" ;;
   test)
     shift; environment

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lab import record
+from lab import claims, record
 from lab.errors import UserError, unknown
 from lab.files import sha256, write_json
 from lab.laws.points import ALIKE, COLUMNS, NUMBERS
@@ -106,7 +106,7 @@ def add(files: Sequence[str], folder: Path, how: How, wrong: Sequence[str] = ())
     if wrong:
         raise UserError("; ".join(dict.fromkeys(wrong)))
     folder.mkdir(parents=True, exist_ok=True)
-    with record.Lock(folder):
+    with claims.alone(folder):
         now = read(folder) if has(folder) else {"schema": SCHEMA, "metric": how.map["loss"], "files": [], "runs": []}
         said = []
         for path, table in zip(files, tables, strict=True):

@@ -42,6 +42,15 @@ def _parser() -> argparse.ArgumentParser:
     override = "; any config key is overridden by --config.KEY=VALUE"
     run = command("run", _run, "train a study, or go on with it, and write its report" + override, "experiment", "experiment file")
     run.add_argument("--workdir", default="runs", help="folder in which the study's folder is made (default: runs)")
+    which = run.add_mutually_exclusive_group()
+    which.add_argument("--only", default="", metavar="POPULATION", help="train one population, as `lab status` names it")
+    which.add_argument(
+        "--task", type=int, metavar="I", help="train the I-th population, the longest being 0; past the last there is nothing to do"
+    )
+    run.add_argument("--largest-first", action="store_true", help="begin with the largest population, so that several workers end together")
+    run.add_argument(
+        "--retries", type=int, default=0, metavar="N", help="begin again after a crash, up to N times, and after 75 at no charge"
+    )
     plan = command("plan", _plan, "what a study will cost on this device, or on a TPU pod, before it is paid" + override)
     plan.add_argument("experiment", nargs="?", help="experiment file")
     plan.add_argument("--topology", metavar="NAME", help="compile for a pod that is not here, such as v5p:8x8x8")
@@ -71,7 +80,29 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--out", help="file for slopes and verdicts; the figure lies beside it (default: check-NAME.json, --all: in benchmarks/results)"
     )
-    command("status", _status, "what is done, running, diverged, interrupted, missing", "study", "folder of a study")
+    command("status", _status, "what is done, running, diverged, interrupted, missing; tasks of a submission", "study", "folder of a study")
+    away = command("submit", _submit, "train a study elsewhere, as tasks of a back end" + override, "experiment", "experiment file")
+    away.add_argument("--to", required=True, metavar="BACKEND", help="local, slurm, tpu-vm or gke, or a file of one's own")
+    away.add_argument(
+        "--workdir", default="runs", help="folder in which the study's folder is made, seen by every task, or gs:// (default: runs)"
+    )
+    away.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the back end, such as partition=gpu")
+    away.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="a variable that tasks are to find; by name its value is never written",
+    )
+    away.add_argument("--retries", type=int, default=3, metavar="N", help="new attempts of a task that crashes (default: 3)")
+    seen = command("logs", _logs, "the log of a submission's task", "study", "folder of a study")
+    seen.add_argument("--task", type=int, default=0, metavar="I", help="which (default: 0)")
+    end = command("cancel", _cancel, "end a submission's tasks; each saves its state", "study", "folder of a study")
+    back = command("collect", _collect, "gather what a submission has trained, and write the report", "study", "folder of a study")
+    for sub in (away, end, back):
+        sub.add_argument("--dry-run", action="store_true", help="print what would run, and touch nothing")
+    well = command("doctor", _doctor, "what this machine lacks for studies, and how to mend it")
+    well.add_argument("--workdir", default="runs", help="folder to look at (default: runs)")
     report = command("report", _report, "write report.html, figures and tables of a study", "study", "folder of a study")
     report.add_argument("--over", help="the swept key whose values are the sizes, such as model.depth (default: found)")
     report.add_argument("--out", help="folder for the report (default: the study's)")
@@ -222,8 +253,8 @@ def main(argv: list[str] | None = None) -> int:
             odd = [x for x in odd if x not in args.options]
         if odd:
             raise unknown(f"argument of lab {args.command}", odd[0], _options(args.command))
-        args.overrides = overrides
-        if overrides and args.command not in ("run", "plan", "audit", "check", "ladder"):
+        args.overrides, args.argv = overrides, [*argv, *overrides]
+        if overrides and args.command not in ("run", "submit", "plan", "audit", "check", "ladder"):
             raise UserError(f"{overrides[0]} has no meaning for `lab {args.command}`")
         return args.call(args) or 0
     except UserError as e:
@@ -250,6 +281,11 @@ def _options(command: str) -> list[str]:
     return [o for a in sub._actions for o in a.option_strings if o.startswith("--")] + ["--config.KEY=VALUE"]
 
 
+def _cache() -> str:
+    """Where compiled programs are kept: a local folder, as XLA keeps part of it nowhere else."""
+    return os.environ.get("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "lab" / "xla"))
+
+
 def _jax() -> None:
     """Settings that hold for every command that computes: the compile cache is on."""
     import jax
@@ -257,8 +293,7 @@ def _jax() -> None:
     from sharding import aot
 
     aot.quiet()
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "lab" / "xla"))
-    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_compilation_cache_dir", _cache())
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
@@ -274,6 +309,14 @@ def _study(args: argparse.Namespace, folder: bool = False):
 
 def _run(args: argparse.Namespace) -> int:
     from lab.log import console
+
+    if "://" in args.workdir:
+        raise UserError(f"--workdir {args.workdir!r}: a study is written to a folder; mount the bucket and give its path (docs/pods.md)")
+    if args.retries:
+        from lab.launch import retry
+        from lab.launch.job import lab
+
+        return retry.supervise([*lab(), *args.argv, "--retries", "0"], args.retries)  # of an option given twice the last counts
     from lab.population import Interrupt, Preempted
     from sharding import hosts
 
@@ -283,20 +326,34 @@ def _run(args: argparse.Namespace) -> int:
         raise UserError(f"processes of this run: {str(e).splitlines()[0]}") from e
     console.quiet = not hosts.first()
     study = _study(args, folder=True)
+    only = args.only
+    if args.task is not None:
+        order = study.longest()
+        if args.task >= len(order):
+            print(f"task {args.task}: the study has {len(order)} populations, so there is nothing to do")
+            return 0
+        only = order[args.task]
     try:
         with Interrupt() as interrupt:
-            folder = study.run(interrupt)
+            folder = study.run(interrupt, only, args.largest_first)
     except Preempted as e:
         print(f"lab: {e}" if str(e) else "lab: stopped, state saved; the same command goes on from here", file=sys.stderr)
         return 75
+    if study.others:
+        if not hosts.first():
+            return 0
+        print("\n".join(f"{n}: not done, held by {who}" for n, who in study.others.items()))
+        print("nothing is left to do here; whoever ends the last population writes the report")
+        return 0
     from lab import record, report
 
     states = record.status(folder)
     wanted = [states[i] for i in study.trials]
     if hosts.first():
         console.print("drawing the report", markup=False)
-        found = report.find(folder)
-        page = report.report(folder, found=found)
+        with study.alone():
+            found = report.find(folder)
+            page = report.report(folder, found=found)
         print(report.headline(found))
         print(f"report: {page}")
     hosts.barrier("report")
@@ -421,8 +478,12 @@ def _factor(text: str) -> int:
 
 def _status(args: argparse.Namespace) -> None:
     from lab import goodput, record
+    from lab.launch import submit
 
     folder = Path(args.study)
+    if (told := submit.told(folder)) and not (folder / "study.json").exists():  # at a URI, and not collected yet
+        print(told)
+        return
     states, study = record.status(folder), record.read_study(folder)
     counts: dict[str, dict[str, int]] = {}
     for trial, state in states.items():
@@ -438,8 +499,57 @@ def _status(args: argparse.Namespace) -> None:
     table.add_section()
     table.add_row("all", *(str(sum(r.get(k, 0) for r in counts.values())) for k in kinds), "")
     Console().print(table)
-    if told := goodput.said(goodput.study(folder, list(study["populations"]))):
+    if told:
         print(told)
+    if spent := goodput.said(goodput.study(folder, list(study["populations"]))):
+        print(spent)
+
+
+def _submit(args: argparse.Namespace) -> None:
+    from lab.launch import submit
+
+    options = submit.parsed(args.to, args.option)
+    end = submit.backend(args.to, options)
+    study = _study(args, folder=end.here)
+    job = submit.plan(study, args.experiment, args.overrides, args.workdir, end, args.env, args.retries)
+    submit.submit(job, args.to, options, end, study.plan if study.folder else lambda: None, args.dry_run, print)
+
+
+def _logs(args: argparse.Namespace) -> int:
+    from lab.launch import submit
+
+    return submit.logs(Path(args.study), args.task)
+
+
+def _cancel(args: argparse.Namespace) -> None:
+    from lab.launch import submit
+
+    submit.cancel(Path(args.study), args.dry_run, print)
+
+
+def _collect(args: argparse.Namespace) -> None:
+    from lab import report
+    from lab.launch import submit
+
+    folder = Path(args.study)
+    submit.gather(folder, args.dry_run, print)
+    if args.dry_run:
+        return
+    if left := submit.unfinished(folder):
+        print(f"not done yet: {', '.join(left)}")
+    found = report.find(folder)
+    print(report.headline(found))
+    print(f"report: {report.report(folder, found=found)}")
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from lab.launch import doctor
+
+    wrong = False
+    for finding in doctor.look(Path(args.workdir), Path(_cache())):
+        print(finding, flush=True)
+        wrong |= finding.needed and not finding.ok
+    return 2 if wrong else 0
 
 
 def _report(args: argparse.Namespace) -> None:

@@ -436,17 +436,20 @@ class Unwritten(Scalars):
 
 
 class Interrupt:
-    """Turns SIGINT and SIGTERM into a flag that the loop reads between steps; a second one acts at once."""
+    """Turns SIGINT and SIGTERM into a flag that the loop reads between steps; another one, a second or more later, acts at once.
+
+    Within a second it is the same request: schedulers and terminals signal a whole group, in which a parent hands it on.
+    """
 
     def __enter__(self):
-        self.asked = False
+        self.asked, self._first = False, 0.0
         self._old = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def _ask(self, number, frame):
-        if self.asked:
+        if self.asked and time.monotonic() - self._first >= 1:
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked, self._first = True, self._first or time.monotonic()
 
     def __exit__(self, *exc):
         for s, handler in self._old.items():

@@ -4,11 +4,8 @@ A study is a folder: study.json, and a folder a population with config.json, car
 attempt, for object stores cannot append), compacted to rows.parquet when the population is done.
 """
 
-import contextlib
-import fcntl
 import json
 import os
-import socket
 import zlib
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lab import claims
 from lab.errors import UserError
 from lab.files import write_json as write_json  # beside what reads it
 
@@ -48,42 +46,6 @@ def read_study(folder: Path) -> dict:
     if study.get("schema") != SCHEMA:
         raise UserError(f"study {str(folder)!r} has schema {study.get('schema')!r}; this version reads schema {SCHEMA}")
     return study
-
-
-class Lock(contextlib.AbstractContextManager):
-    """The one writer of a study; the kernel releases it when the holder dies, however it dies."""
-
-    def __init__(self, folder: Path):
-        self.path = Path(folder) / ".lock"
-
-    def __enter__(self):
-        self._file = self.path.open("a+")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "another process"
-            self._file.close()
-            raise UserError(f"study {str(self.path.parent)!r} is being written by {holder}; wait for it or stop it") from None
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._file.flush()
-        return self
-
-    def __exit__(self, *exc):
-        self._file.close()
-
-
-def locked(folder: Path) -> bool:
-    """Whether some process is writing the study."""
-    try:
-        with (Path(folder) / ".lock").open("r") as f:
-            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
 
 
 def _segments(folder: Path) -> list[Path]:
@@ -293,15 +255,19 @@ def columns(folder: Path) -> list[str]:
 def status(folder: Path) -> dict[str, str]:
     """done, diverged, stopped (by halving), running, interrupted or missing for every trial of a study."""
     folder, study = Path(folder), read_study(folder)
-    out, begun = {}, "running" if locked(folder) else "interrupted"
+    held = claims.holders(folder)
+    out, begun = {}, "running" if held else "interrupted"
     for name, pop in study["populations"].items():
         if finished(folder / name):
             gone = set(read_json(folder / name / "done.json")["diverged"])
             stopped = {i for i in pop["trials"] if "stopped" in study["trials"][i]}
             last = until(study, name) == study["trials"][pop["trials"][0]]["steps"]
-            out |= {i: "diverged" if i in gone else "stopped" if i in stopped else "done" if last else begun for i in pop["trials"]}
+            ended = "done" if last else begun  # at a mark, and the next rung is not packed yet
+            out |= {i: "diverged" if i in gone else "stopped" if i in stopped else ended for i in pop["trials"]}
+        elif name in held:
+            out |= dict.fromkeys(pop["trials"], "running")
         elif _segments(folder / name) or (folder / name / "rows.parquet").exists():
-            out |= dict.fromkeys(pop["trials"], begun)
+            out |= dict.fromkeys(pop["trials"], "interrupted")
         else:  # of halving's later rungs the trials have begun
             out |= {i: out.get(i, "missing") for i in pop["trials"]}
     return out

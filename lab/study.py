@@ -10,6 +10,7 @@ import json
 import os
 import re
 import subprocess
+import time
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from lab import axes, cost, find, halving, parametrization, rates, record, trunk
+from lab import axes, claims, cost, find, halving, parametrization, rates, record, trunk
 from lab import population as populations
 from lab.axes import Dims
 from lab.checkpoint import Checkpoints, saved
@@ -29,7 +30,7 @@ from lab.data.loader import decode, fetch, numeric, open_source, within
 from lab.errors import UserError, unknown
 from lab.evals.subject import open_judges
 from lab.judging import Judging, Painter
-from lab.log import Progress
+from lab.log import Progress, console
 from lab.objectives import conditions
 from lab.optim import check as check_optim
 from lab.optim import traced
@@ -93,6 +94,8 @@ SINCE = {
     **{"train.failure": "stop", "train.spike": 0.0, "train.retries": 10, "train.copy_every": 100},
 }
 NUMBERS = 2  # raised where the same config computes something else. 2: sine-cosine positions have the column first
+TRAIN, ASKED = 1, 2  # what the first process of a run tells the others of a plan: train, or ask the sweep for its next round first
+NOTHING, WAIT, STOP = -1, -2, -3  # and of what to train next, beside a population's place
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -574,39 +577,102 @@ class Study:
             out[name] = self._each[shape] * c["train"]["batch"] * c["train"]["steps"] * len(group)
         return out
 
-    def run(self, interrupt: populations.Interrupt) -> Path:
-        """Train what is not done yet, rung by rung and round by round; returns the folder. Raises Preempted when asked to stop."""
-        folder = self.folder
-        with self._locked() if hosts.first() else contextlib.nullcontext():
-            opened = None
-            while True:
-                self._write()
-                if opened is None and not all(record.finished(folder / n) for n in self.packs):
-                    opened = open_judges(self.config["judge"], self.held, self.train), Decoded(self.train)
-                with self._progress() as progress:
-                    self._train(opened, progress, interrupt)
-                    if not self._promote() and not self._more():
-                        self._samples(folder, progress)
-                        return folder
+    def run(self, interrupt: populations.Interrupt, only: str = "", largest_first: bool = False) -> Path:
+        """Train what is not done yet and nobody else trains, rung by rung and round by round; returns the folder.
 
-    def _locked(self) -> record.Lock:
-        """The lock of the study's folder, which is made; UserError where it cannot be written."""
+        Several processes may run one study: each population is trained by one of them. A process ends where all that is left is held by others
+        and decides nothing of what comes next, and with `only`, a population, where that and those that it begins from are trained; what is
+        then left, and who holds it, is in `others`.
+
+        Raises:
+          Preempted: asked to stop.
+        """
+        folder = self.folder
+        if hosts.first():
+            self._writable()
+        opened, order, self.others = None, None, {}
+        while self._planned(order is None):
+            wanted = self._wanted(only) if only else set(self.packs)
+            order = [n for n in self._ordered(self.work(), largest_first) if n in wanted]
+            if opened is None and not all(record.finished(folder / n) for n in order):
+                opened = open_judges(self.config["judge"], self.held, self.train), Decoded(self.train)
+            with self._progress() as progress:
+                self._train(opened, progress, interrupt, order, wait=not only and self._goes_on())
+            if left := [n for n in self.packs if not record.finished(folder / n)]:
+                self.others = {n: claims.holders(folder).get(n, "nobody") for n in left}
+                return folder
+        with self.alone(), self._progress() as progress:
+            self._samples(folder, progress)
+        return folder
+
+    def plan(self) -> None:
+        """Write study.json, so that whoever trains the study has its populations as they are packed here."""
+        self._writable()
+        self._planned(True)
+
+    def _writable(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / ".writable").write_text("")
-            (self.folder / ".writable").unlink()
+            (self.folder / f".writable-{claims.owner()}").write_text("")
+            (self.folder / f".writable-{claims.owner()}").unlink()
         except OSError as e:
             raise UserError(f"--workdir: folder {str(self.folder)!r} cannot be written ({e.strerror}); choose another --workdir") from e
-        return record.Lock(self.folder)
+
+    def alone(self) -> contextlib.AbstractContextManager:
+        """What no two runs that share the folder do at a time; of a run of several processes the first takes part."""
+        if not hosts.first():
+            return contextlib.nullcontext()
+        return claims.alone(self.folder, told=lambda line: console.print(line, markup=False))
+
+    def _planned(self, begins: bool) -> bool:
+        """Agree on study.json with whoever shares the folder, and pack the next rung or round where the last is done; whether there is one."""
+        choice = 0
+        with self.alone():
+            if hosts.first():
+                self._agree()
+                if begins or not all(record.finished(self.folder / n) for n in self.packs) or self._promote():
+                    choice = TRAIN
+                elif self._more():
+                    choice = ASKED
+                self._write()
+        choice = hosts.told(choice)
+        if not hosts.first():
+            self._follow()
+            if choice == ASKED:
+                self._more()
+        return choice != 0
+
+    def _agree(self) -> None:
+        """Take up what others have written to study.json, and have this study's trials in it; for one process at a time."""
+        if (self.folder / "study.json").exists() and (known := record.read_study(self.folder)) != self.known:
+            self.known = known
+            self._check_same()
+            self._pack()
+        self.trunks = self._trunks()  # an earlier run may have left states that are gone
+        self._write()
+
+    def _follow(self) -> None:
+        """Pack as the first process of this run has written it."""
+        self.known = record.read_study(self.folder)
+        self._pack()
 
     def _write(self) -> None:
-        """study.json as the study now stands, and what it says: processes that do not write it pack as the one that does."""
-        if hosts.first():
-            record.write_json(self.folder / "study.json", self.describe())
-        hosts.barrier("study.json")
+        """study.json as the study now stands, and what it says."""
+        path, told = self.folder / "study.json", json.loads(json.dumps(self.describe(), default=list))
+        if not path.exists() or told != record.read_json(path):
+            record.write_json(path, told)
         self.known = record.read_study(self.folder)
-        if not hosts.first():
-            self._pack()
+
+    def longest(self) -> list[str]:
+        """Populations in order of falling cost: task i of a study is the i-th."""
+        work = self.work()
+        return sorted(self.packs, key=lambda n: (-work[n], n))
+
+    def _wanted(self, only: str) -> set[str]:
+        """A population and all that it begins from."""
+        if only not in self.packs:
+            raise unknown("--only: population", only, self.packs)
+        return {only}.union(*(self._wanted(n) for n in self.trunks.get(only, {"from": ()})["from"] if n in self.packs))
 
     def left(self) -> float:
         """The share of its FLOPs that halving leaves of a study that has not begun, where no trial diverges."""
@@ -625,27 +691,84 @@ class Study:
         steps = {n: self._ends(n)[-1] for n in self.packs}
         # small models reach a lower FLOP rate, about as FLOPs^1/3 on a CPU, so time grows as FLOPs^2/3
         effort = {n: w ** (2 / 3) * steps[n] / self.packs[n][0].config["train"]["steps"] for n, w in self.work().items()}
-        return Progress(self.experiment.name, effort, steps, {n: self._label(n, g) for n, g in self.packs.items()})
+        progress = Progress(self.experiment.name, effort, steps, {n: self._label(n, g) for n, g in self.packs.items()})
+        for name in (n for n in self.packs if record.finished(self.folder / n)):
+            progress.skip(name, "done before", steps[name])
+        return progress
 
-    def _train(self, opened: Any, progress: Progress, interrupt: populations.Interrupt) -> None:
-        """Train the populations that are not done, in order of cost, after what they begin from; `opened` are judges and the source in memory."""
-        done = {n for n in self.packs if record.finished(self.folder / n)}
-        for name in done:
-            progress.skip(name, "done before", progress.steps[name])
-        for name in self._ordered(progress.work):
-            if name in done:
+    def _train(self, opened: Any, progress: Progress, interrupt: populations.Interrupt, order: list[str], wait: bool) -> None:
+        """Train the populations of `order` that nobody else trains; `opened` are judges and the source in memory.
+
+        It ends when all are done, or all that are left are held by others; with `wait` it waits for these, and goes on where one is given up.
+        """
+        while True:
+            claim, choice = self._next(order, progress, interrupt, wait) if hosts.first() else (contextlib.nullcontext(), 0)
+            if (choice := hosts.told(choice)) == NOTHING:
+                return
+            if choice == STOP:
+                raise populations.Preempted
+            if choice == WAIT:
+                time.sleep(min(1.0, claims.BEAT))
                 continue
-            if (trunks := self._trunks()) != self.trunks:  # an earlier run left states that are gone
-                self.trunks = trunks
-                self._write()
-            judges, source = opened
-            pop = Population(self.packs[name], source, held_out(self.packs[name][0].config, self.held))
-            if hosts.first():
-                self._card(self.folder / name, pop)
-            judging, span = pop.judging(judges, self.held), self._span(name, pop)
-            populations.run(self.folder / name, name, pop, source, judging, progress, interrupt, span)
+            if not hosts.first():
+                self._follow()
+            with claim:
+                self._one(order[choice], opened, progress, interrupt)
 
-    def _ordered(self, work: dict[str, float]) -> list[str]:
+    def _next(self, order: list[str], progress: Progress, interrupt: populations.Interrupt, wait: bool) -> tuple[Any, int]:
+        """The claim of the next population to train and its place in `order`; None and NOTHING, WAIT or STOP where there is none now."""
+        left = [n for n in order if not self._done(n, progress)]
+        for name in [n for n in left if self._ready(n)]:
+            if claim := claims.take(self.folder, name):
+                if not record.finished(self.folder / name):
+                    if self._trunks() != self.trunks:
+                        with self.alone():
+                            self._agree()
+                    return claim, order.index(name)
+                claim.__exit__()  # it was done a moment ago
+        held = {n: who for n, who in claims.holders(self.folder).items() if n in left}
+        if not left or (not wait and all(n in held for n in left)):
+            return None, NOTHING
+        for name, who in held.items():
+            if progress.note[name] != (note := f"at {who}, waited for"):
+                progress.stage(name, note)
+        return None, STOP if interrupt.asked else WAIT
+
+    def _done(self, name: str, progress: Progress) -> bool:
+        """Whether a population is done; where another has ended it, progress hears of it."""
+        done = record.finished(self.folder / name)
+        if done and progress.at[name] < progress.steps[name]:
+            progress.skip(name, "done by another", progress.steps[name])
+        return done
+
+    def _one(self, name: str, opened: Any, progress: Progress, interrupt: populations.Interrupt) -> None:
+        """Train one population to its end."""
+        judges, source = opened
+        pop = Population(self.packs[name], source, held_out(self.packs[name][0].config, self.held))
+        if hosts.first():
+            self._card(self.folder / name, pop)
+        judging, span = pop.judging(judges, self.held), self._span(name, pop)
+        populations.run(self.folder / name, name, pop, source, judging, progress, interrupt, span)
+
+    def _ready(self, name: str) -> bool:
+        """Whether what a population begins from is there."""
+        return all(n not in self.packs or record.finished(self.folder / n) for n in self.trunks.get(name, {"from": ()})["from"])
+
+    def adaptive(self) -> bool:
+        """Whether some populations are made of others' results, or begin from their states."""
+        return self._goes_on() or bool(self.trunks)
+
+    def _goes_on(self) -> bool:
+        """Whether what is trained now decides what is trained next."""
+        return self.experiment.ask is not None or any(self.halving[n]["rung"] < len(self.halving[n]["marks"]) for n in self._last_rungs())
+
+    def _last_rungs(self) -> list[str]:
+        """Of each bracket, the populations of the rung that it has come to."""
+        brackets = {self.halving[n]["bracket"] for n in self.packs if n in self.halving}
+        rung = {b: max(h["rung"] for n, h in self.halving.items() if n in self.packs and h["bracket"] == b) for b in brackets}
+        return [n for b, r in rung.items() for n in self._rung(b, r)]
+
+    def _ordered(self, work: dict[str, float], largest_first: bool = False) -> list[str]:
         """Populations in order of cost, each after those that it begins from."""
         order: dict[str, None] = {}
 
@@ -655,7 +778,7 @@ class Study:
             if name in self.packs:
                 order[name] = None
 
-        for name in sorted(self.packs, key=work.get):
+        for name in self.longest() if largest_first else sorted(self.packs, key=work.get):
             add(name)
         return list(order)
 
@@ -761,7 +884,7 @@ class Study:
             **{"parameters": sum(by_role.values()), "by_role": by_role, "weights": cost.card(pop.program.model)},
             **{"flops_per_example": pop.flops(), "convention": cost.CONVENTION, "base": pop.config["base"]},
             "transfer": {t.id: told for t in pop.trials if (told := transferred(t.config))},
-            **{"versions": versions(), "device": device.device_kind, "devices": jax.device_count()},
+            **{"versions": versions(), "device": device.device_kind, "devices": jax.device_count(), "owner": claims.owner()},
             "precision": {k: pop.config["train"][k] for k in ("dtype", "precision")},
         }
         record.write_json(folder / "card.json", card)

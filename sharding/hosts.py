@@ -98,6 +98,11 @@ def agreed(*asked: bool) -> list[bool]:
     return np.any(multihost_utils.process_allgather(np.array(asked)), axis=0).tolist()
 
 
+def told(number: int) -> int:
+    """What the first process says, on all; all must ask."""
+    return number if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
 def fetch(tree: Any) -> Any:
     """A tree of arrays as numpy's, whole, on every process; all must ask."""
     if jax.process_count() == 1:

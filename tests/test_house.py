@@ -23,6 +23,7 @@ FLOORS = {
     "lab.layouts": 6.8,  # estimates of population's step, before pods compiles it
     "lab.audit": 8,
     "lab.check": 8.5,  # looks at arrows by audit
+    "lab.launch": 8.6,  # plans studies and asks records what is left
     "lab.weights": 8,  # reads and writes studies
     "lab.target": 7.7,  # the big run's experiment, from what transfer tells
     "lab.batch": 7.6,  # words of the critical batch, as transfer's of verdicts
@@ -67,6 +68,7 @@ FLOORS = {
     "lab.parametrization": 0,
     "lab.rates": 0,
     "lab.data": 0,
+    "lab.claims": -1.5,  # record tells by them what is running
     "lab.record": 0,
     "lab.devices": 0,  # a table of peaks
     "lab.search": 0,  # what an experiment file asks for points; it knows no study
@@ -188,6 +190,11 @@ def test_analysis_runs_where_jax_is_not_installed():
             "lab.target",
             "lab.figures",
             "lab.report",
+            "lab.claims",
+            "lab.launch.submit",
+            "lab.launch.doctor",
+            "lab.launch.retry",
+            "lab.launch.slurm",
             "lab.cli",
         )
         if importlib.util.find_spec(n)

@@ -1,6 +1,8 @@
 """A population is its trials, side by side: equal to single runs, blind to neighbours, whatever becomes of those."""
 
 import dataclasses
+import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ import small
 
 from lab import axes
 from lab.errors import UserError
-from lab.population import Population, build, hypers
+from lab.population import Interrupt, Population, build, hypers
 from lab.study import held_out
 from lab.train import over_trials
 
@@ -186,3 +188,15 @@ def test_horizons_share_a_compiled_program():
     first = text(**{"optim.schedule": "wsd"})
     assert first == text(**{"optim.schedule": "wsd", "train.steps": 30, "optim.warmup": 5, "optim.decay": 0.5})
     assert first != text(**{"optim.schedule": "cosine"})
+
+
+def test_a_request_to_stop_that_comes_twice_within_a_second_is_one(monkeypatch):
+    """A scheduler signals a whole group, and the parent of a run hands it on; whoever asks again later is in earnest."""
+    with Interrupt() as interrupt:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupt.asked
+        later = time.monotonic() + 2
+        monkeypatch.setattr(time, "monotonic", lambda: later)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)

@@ -1,13 +1,11 @@
 """Records: what a kill, a second writer or a damaged disk can do to them, and that readers say so."""
 
 import json
-import subprocess
-import sys
 
 import pyarrow.parquet as pq
 import pytest
 
-from lab import record
+from lab import claims, record
 from lab.errors import UserError
 
 
@@ -153,31 +151,14 @@ def test_a_trial_that_diverged_stays_so_whichever_is_written_last(tmp_path, said
     assert found["oracle"] == 0.5
 
 
-def test_a_second_writer_is_told_who_the_first_is_and_may_write_when_it_is_gone(study):
-    hold = "import sys; from lab.record import Lock\nwith Lock(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
-    other = subprocess.Popen([sys.executable, "-c", hold, str(study)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        assert other.stdout.readline() == "held\n"
-        assert record.locked(study)
-        with pytest.raises(UserError, match=f"is being written by process {other.pid} on "), record.Lock(study):
-            pass
-    finally:
-        other.kill()
-        other.communicate()
-    assert not record.locked(study)
-    with record.Lock(study):
-        assert record.locked(study)
-        with pytest.raises(UserError, match="is being written by"), record.Lock(study):
-            pass
-    assert not record.locked(study)
-
-
 def test_status_of_a_trial(study):
     assert record.status(study) == dict.fromkeys("abc", "missing")
     write(study / "p", [row("a", 0), row("b", 0)])
     assert record.status(study) == {"a": "interrupted", "b": "interrupted", "c": "missing"}
-    with record.Lock(study):
+    with claims.take(study, "p"):
         assert record.status(study) == {"a": "running", "b": "running", "c": "missing"}
+    with claims.take(study, "q"):
+        assert record.status(study) == {"a": "interrupted", "b": "interrupted", "c": "running"}
     record.compact(study / "p")
     assert record.status(study)["a"] == "interrupted"  # killed before done.json
     record.write_json(study / "p" / "done.json", {"trials": ["a", "b"], "diverged": ["b"]})

