@@ -26,9 +26,17 @@ find_python() {
 # What the environment was made from: it is remade when the project file, the lock or the folder's place changes.
 stamp() { { printf '%s\n' "$1" "$PWD"; cat pyproject.toml "$2"; } | cksum; }
 
-install() {  # package arguments, under the lock's versions
-  if [ "$uv" ]; then "$uv" pip install --quiet --python "$venv/bin/python" --constraint "$lock" "$@"
-  else "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint "$lock" "$@"; fi
+packages() {  # arguments of pip's install
+  if [ "$uv" ]; then "$uv" pip install --quiet --python "$venv/bin/python" "$@"
+  else "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; fi
+}
+
+# Every package of the lock by its hash, then this project and, under the lock's versions, what other extras want.
+install() {
+  sed -n 's/ *\\$//; /^ /!p' "$lock" > "$venv/versions.txt"
+  if [ "${LAB_UNHASHED:-}" ]; then say "LAB_UNHASHED is set: packages are taken by their versions alone"; packages --no-deps --requirement "$venv/versions.txt"
+  else packages --no-deps --require-hashes --requirement "$lock" || die "packages of $lock were not installed (above); an index that builds its own wheels has others: LAB_UNHASHED=1 goes by versions alone"; fi
+  packages --constraint "$venv/versions.txt" --no-build-isolation --editable ".[$extras]"
 }
 
 environment() {
@@ -42,7 +50,7 @@ environment() {
   local want; want=$(stamp "$extras" "$lock")
   if [ "$(cat "$venv/stamp" 2>/dev/null)" != "$want" ]; then
     say "installing the packages of $lock into .venv (a few minutes the first time)"
-    install --editable ".[$extras]"
+    install
     printf '%s' "$want" > "$venv/stamp"
   fi
 }
