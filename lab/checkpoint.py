@@ -83,7 +83,7 @@ class Checkpoints:
         if odd := have ^ {(k, kind(x)) for k, x in abstract.items()}:  # Orbax would pad, cut or cast without a word
             odd = sorted({k for k, _ in odd})[:3]
             raise UserError(f"checkpoint {step} in {self.folder.name} holds other weights than the config describes: {', '.join(odd)}")
-        cpu = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        cpu = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         abstract = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cpu) for k, x in abstract.items()}
         flat = self._manager.restore(step, args=ocp.args.Composite(tree=ocp.args.StandardRestore(abstract))).tree
         for name, x in flat.items():

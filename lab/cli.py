@@ -263,8 +263,15 @@ def _study(args: argparse.Namespace, folder: bool = False):
 
 
 def _run(args: argparse.Namespace) -> int:
+    from lab.log import console
     from lab.population import Interrupt, Preempted
+    from sharding import hosts
 
+    try:
+        hosts.start()
+    except (ValueError, RuntimeError) as e:
+        raise UserError(f"processes of this run: {str(e).splitlines()[0]}") from e
+    console.quiet = not hosts.first()
     study = _study(args, folder=True)
     try:
         with Interrupt() as interrupt:
@@ -273,15 +280,16 @@ def _run(args: argparse.Namespace) -> int:
         print("lab: stopped, state saved; the same command goes on from here", file=sys.stderr)
         return 75
     from lab import record, report
-    from lab.log import console
 
     states = record.status(folder)
     wanted = [states[i] for i in study.trials]
-    console.print("drawing the report", markup=False)
-    found = report.find(folder)
-    page = report.report(folder, found=found)
-    print(report.headline(found))
-    print(f"report: {page}")
+    if hosts.first():
+        console.print("drawing the report", markup=False)
+        found = report.find(folder)
+        page = report.report(folder, found=found)
+        print(report.headline(found))
+        print(f"report: {page}")
+    hosts.barrier("report")
     return 3 if wanted and all(s == "diverged" for s in wanted) else 0
 
 

@@ -173,14 +173,14 @@ class Placement(NamedTuple):
 
 def placement(run: dict, trials: int) -> Placement:
     """Where a config's section `run` places a population; UserError for a mesh or rules that do not fit the devices or each other."""
-    sizes, several = place.sizes(run["sharding"], run["mesh"]), jax.process_count() > 1
-    if not sizes:
+    if not (run["sharding"] or any(run["mesh"].values())):
+        several = jax.process_count() > 1
         if run["rules"] or several:
             why = f"{jax.process_count()} processes share this run" if several else f"run.rules={dict(run['rules'])} divides over a mesh"
             raise UserError(f"config key run.sharding='' places nothing, but {why}; expected one of: {', '.join(place.SETS)}")
         return Placement(turns(trials), {"trials": ("trials",)}, turned=True)
     try:
-        mesh = meshes.mesh(sizes, slices=run["slices"])
+        mesh = meshes.mesh(place.sizes(run["sharding"], run["mesh"]), slices=run["slices"])
         return Placement(mesh, place.rules(run["sharding"], mesh, run["rules"]))
     except ValueError as e:
         raise UserError(f"config key {e}") from e

@@ -1,5 +1,6 @@
 """An experiment file -> trials -> populations; what is done is skipped, what is not is resumed."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -34,6 +35,7 @@ from lab.optim import check as check_optim
 from lab.optim import traced
 from lab.population import Population, Trial
 from lab.train import Program
+from sharding import hosts
 from sharding.mesh import AXES
 
 # Every key that a config may have, apart from what a model, an objective or a source declares itself.
@@ -333,7 +335,7 @@ def _fitting(trial: Trial, dims: dict[str, int]) -> int:
     program = populations.build(trial.config, dims)
     state = jax.eval_shape(program.init, populations.hyper(program, trial.config, parametrization.standard))
     one = 6.5 * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     total = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return max(1, int(total / 2 / one))
 
@@ -567,13 +569,7 @@ class Study:
     def run(self, interrupt: populations.Interrupt) -> Path:
         """Train what is not done yet, rung by rung and round by round; returns the folder. Raises Preempted when asked to stop."""
         folder = self.folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / ".writable").write_text("")
-            (folder / ".writable").unlink()
-        except OSError as e:
-            raise UserError(f"--workdir: folder {str(folder)!r} cannot be written ({e.strerror}); choose another --workdir") from e
-        with record.Lock(folder):
+        with self._locked() if hosts.first() else contextlib.nullcontext():
             opened = None
             while True:
                 self._write()
@@ -585,10 +581,24 @@ class Study:
                         self._samples(folder, progress)
                         return folder
 
+    def _locked(self) -> record.Lock:
+        """The lock of the study's folder, which is made; UserError where it cannot be written."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / ".writable").write_text("")
+            (self.folder / ".writable").unlink()
+        except OSError as e:
+            raise UserError(f"--workdir: folder {str(self.folder)!r} cannot be written ({e.strerror}); choose another --workdir") from e
+        return record.Lock(self.folder)
+
     def _write(self) -> None:
-        """study.json as the study now stands, and what it says."""
-        record.write_json(self.folder / "study.json", self.describe())
+        """study.json as the study now stands, and what it says: processes that do not write it pack as the one that does."""
+        if hosts.first():
+            record.write_json(self.folder / "study.json", self.describe())
+        hosts.barrier("study.json")
         self.known = record.read_study(self.folder)
+        if not hosts.first():
+            self._pack()
 
     def left(self) -> float:
         """The share of its FLOPs that halving leaves of a study that has not begun, where no trial diverges."""
@@ -622,7 +632,8 @@ class Study:
                 self._write()
             judges, source = opened
             pop = Population(self.packs[name], source, held_out(self.packs[name][0].config, self.held))
-            self._card(self.folder / name, pop)
+            if hosts.first():
+                self._card(self.folder / name, pop)
             judging, span = pop.judging(judges, self.held), self._span(name, pop)
             populations.run(self.folder / name, name, pop, source, judging, progress, interrupt, span)
 
@@ -751,7 +762,8 @@ class Study:
         """Samples of the best trial of the largest population, beside real examples."""
         told = record.read_study(folder)
         _, name = _largest(folder, told)
-        if name is None or (folder / name / "samples.npz").exists() or not self.config["sample"]["n"]:
+        (there,) = hosts.agreed(name is not None and (folder / name / "samples.npz").exists())
+        if name is None or there or not self.config["sample"]["n"]:
             return  # every trial diverged, or it is done
         progress.stage(name, "sampling")
         shown = self.config["sample"]
@@ -762,6 +774,8 @@ class Study:
             images, about = sample(found, told["data"], cond, options), {**found.about, "names": names, **options}
         except UserError as e:  # what is trained is told all the same
             progress.finish(name, f"no samples: {e}")
+            return
+        if not hosts.first():  # all restore and draw, as reading a checkpoint is a thing that processes do together
             return
         rows = np.random.default_rng(1).permutation(len(self.held))[: len(images)]
         real = np.stack([picture(self.held[int(i)], self.train.info) for i in rows])

@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 START_SECONDS = 300  # to wait for the others at the start
 HEARTBEAT_SECONDS = 100  # of silence after which a process counts as dead, and all others end
 WAIT_SECONDS = 1800  # to wait at a barrier
+END_SECONDS = 60  # for all to come to the end, of a run or by an error
 INTERRUPTED = 75  # exit code: the same command goes on from the last saved step
 _asked: Counter[str] = Counter()
 
@@ -35,7 +36,11 @@ def start() -> None:
       RuntimeError: the others did not come in START_SECONDS.
     """
     given = {k: os.environ[k] for k in ("LAB_COORDINATOR", "LAB_HOSTS", "LAB_HOST") if os.environ.get(k)}
-    wait = {"initialization_timeout": START_SECONDS, "heartbeat_timeout_seconds": HEARTBEAT_SECONDS}
+    wait = {
+        "initialization_timeout": START_SECONDS,
+        "heartbeat_timeout_seconds": HEARTBEAT_SECONDS,
+        "shutdown_timeout_seconds": END_SECONDS,
+    }
     if jax.distributed.is_initialized() or not (given or _several()):
         return
     if not given or given == {"LAB_HOSTS": "auto"}:

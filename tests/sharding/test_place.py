@@ -8,6 +8,7 @@ import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
@@ -117,6 +118,41 @@ def test_a_mesh_that_does_not_cover_the_devices_is_refused():
             meshes.mesh(sizes, devices=[None] * 4)
     with pytest.raises(ValueError, match=r"run.mesh.model is no axis of a mesh; expected one of: trials, data"):
         meshes.mesh({"model": 4}, devices=[None] * 4)
+
+
+def devices(slices, each, told=True):
+    """Devices of several slices, or of as many processes."""
+    about = dict(platform="cpu", device_kind="cpu")
+    return [
+        SimpleNamespace(id=i, process_index=i // each, **about, **({"slice_index": i // each} if told else {}))
+        for i in range(slices * each)
+    ]
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["slices", "processes"])
+@pytest.mark.parametrize(
+    "shape, over",
+    [
+        ({"data": 2, "tensor": 4}, 0),
+        ({"fsdp": 4, "tensor": 2}, 0),
+        ({"data": 1, "fsdp": 4, "sequence": 2}, 1),
+        ({"trials": 4, "fsdp": 2}, 0),
+    ],
+)
+def test_one_outer_axis_goes_over_slices_and_all_others_stay_within_one(shape, over, told):
+    laid = meshes._laid(shape, devices(2, 4, told), 0 if told else 2)
+    assert laid.shape == tuple(shape.values())
+    of = np.vectorize(lambda d: d.process_index)(laid)
+    first, second = np.split(of, 2, axis=over)
+    assert (first == 0).all()
+    assert (second == 1).all()
+
+
+def test_slices_that_no_axis_goes_over_or_that_are_not_there_are_told():
+    with pytest.raises(ValueError, match=r"run.mesh=\{'data': 1, 'tensor': 8\} has no axis that goes over 2 slices"):
+        meshes._laid({"data": 1, "tensor": 8}, devices(2, 4), 0)
+    with pytest.raises(ValueError, match=r"run.slices=4, but the devices lie in 2 slices; expected 0 or 2"):
+        meshes._laid({"data": 8}, devices(2, 4), 4)
 
 
 # the number of devices is fixed when jax is imported, so what needs four of them runs in a process of its own
