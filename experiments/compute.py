@@ -32,4 +32,11 @@ def sweep():
             for width in widths:
                 steps = round(LEAST * 2**k / (1e6 * MFLOPS[width] * 8))
                 for seed in range(2):
-                    yield {"arm": arm, "model.zero_gates": zero, "model.width": width, "train.steps": steps, "optim.warmup": steps // 10, "seed": seed}
+                    yield {
+                        "arm": arm,
+                        "model.zero_gates": zero,
+                        "model.width": width,
+                        "train.steps": steps,
+                        "optim.warmup": steps // 10,
+                        "seed": seed,
+                    }
