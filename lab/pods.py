@@ -192,7 +192,7 @@ def plan(
             "steps": config["train"]["steps"],
         },
         **{"flops_example": job.flops["none"], "flops_step": job.trials * job.batch * job.flops["none"], "dtype": config["train"]["dtype"]},
-        **{"layouts": len(found), "tried": tried, "memory": on.chip.memory, "fits": result is not None},
+        **{"layouts": len(found), "named": bool(named), "tried": tried, "memory": on.chip.memory, "fits": result is not None},
     }
     if result is None:
         about["least_estimated_bytes"] = round(min((g.bytes for g in found), default=0))

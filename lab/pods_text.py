@@ -31,8 +31,9 @@ def text(plan: dict[str, Any]) -> str:
             "train.batch, or chips with more memory"
         )
         return "\n".join(lines)
+    named = plan["named"] and len(plan["tried"]) == 1
     lines += [
-        f"fits, as the best by estimate of {plan['layouts']} layouts: {plan['flags']}",
+        f"fits{'' if named else ', as the best by estimate of ' + str(plan['layouts']) + ' layouts'}: {plan['flags']}",
         "",
         *_bytes(plan),
         "",

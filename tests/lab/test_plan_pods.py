@@ -1,8 +1,10 @@
 """Plans of pods: the lab's own step compiled for chips that are not here, and the search for a layout that fits."""
 
 import importlib.util
+import json
 import sys
 import textwrap
+from pathlib import Path
 
 import jax
 import pytest
@@ -16,6 +18,7 @@ from lab.models import shared
 from lab.population import build
 from sharding import aot
 
+ROOT = Path(__file__).resolve().parents[2]
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed: pip install '.[plan]'"
 )
@@ -129,6 +132,21 @@ def test_a_roofline_of_known_numbers(small):
     assert one.most == sum(one)
 
 
+def counted(bytes_of):
+    return sum(bytes_of[k] for k in ("weights", "optimizer", "average", "batch", "hyperparameters"))
+
+
+def test_recorded_plans_give_room_to_what_was_counted():
+    """Arrays as large as a pod's have hardly any padding; those of the small step below are of less than the compiler's tiles."""
+    rows = json.loads((ROOT / "benchmarks" / "results" / "plans.json").read_text())
+    assert any(r["experiment"] == "mmdit_18b" and r["topology"] == "v5p:8x8x8" for r in rows)
+    for r in rows:
+        assert (ROOT / "experiments" / "pods" / f"{r['experiment']}.py").is_file()
+        if r["fits"]:
+            assert r["bytes"]["arguments"] == pytest.approx(counted(r["bytes"]), rel=0.02)
+            assert r["bytes"]["peak"] <= r["memory"]
+
+
 @needs_libtpu
 def test_a_small_step_is_compiled_for_a_pod_once(small, tmp_path, monkeypatch):
     experiment, on = study.load(str(small), ["--config.run.chunk=1"]), pods.pod("v5e:2x2")
@@ -136,9 +154,8 @@ def test_a_small_step_is_compiled_for_a_pod_once(small, tmp_path, monkeypatch):
     job, _ = work_of(small)
     bytes_of, text = told["bytes"], pods_text.text(told)
     assert told["fits"]
-    assert told["parameters"] * 4 == job.weight_bytes - 4 * 3
-    given = sum(layouts.state_bytes(job, {"fsdp": 2, "tensor": 2}).values())
-    assert bytes_of["arguments"] == pytest.approx(given, rel=0.02)  # what was counted is what the compiler gives room to
+    assert told["parameters"] * 4 == job.weight_bytes - 4 * 3  # a scale of logits a layer stands beside them, untrained
+    assert counted(bytes_of) == sum(layouts.state_bytes(job, {"fsdp": 2, "tensor": 2}).values()) <= bytes_of["arguments"] < bytes_of["peak"]
     assert {a for c in told["collectives"] for a in c["axes"]} == {"fsdp", "tensor"}
     assert told["run_cost"][0] == pytest.approx(1.2 * 4 * told["step_s"][0] * 1000 / 3600)
     assert "fits" in text
@@ -159,9 +176,10 @@ def test_a_small_step_is_compiled_for_a_pod_once(small, tmp_path, monkeypatch):
 @needs_libtpu
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 @pytest.mark.parametrize("remat", ["none", "block"])
-def test_kernels_compile_for_every_chip_inside_a_sharded_step(small, topology, remat):
+def test_kernels_compile_for_every_chip_inside_a_sharded_step(small, topology, remat, monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS")  # those of the tests, which the TPU's compiler does not know
     job, _ = work_of(small)
-    lowered, _mesh = pods.lowered(job, Layout({"fsdp": 2, "tensor": 2}, remat, 2), pods.pod(topology))
+    lowered, _ = pods.lowered(job, Layout({"fsdp": 2, "tensor": 2}, remat, 2), pods.pod(topology))
     program = lowered.compile()
     assert program.as_text().count('custom_call_target="tpu_custom_call"') >= 3  # forward, and the gradients of queries and of keys
 
