@@ -12,7 +12,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.extend.random import threefry2x32_p
 
 from lab.errors import UserError, nearest
 from lab.parametrization import Scales, Table
@@ -213,26 +215,44 @@ def scales(tree: Any, table: Table) -> Any:
     return [Scales(*map(float, table(w.arrow))) for w in jax.tree.leaves(tree, is_leaf=is_weight)]
 
 
-def draw(key: jax.Array, tree: Any, scales: list[Scales]) -> Any:
+def draw(key: jax.Array, tree: Any, scales: list[Scales], apart: bool = False) -> Any:
     """Numbers for a described tree: the only randomness of a model and its only init.
 
     One flat normal draw serves all weights (it compiles in the time of one). Layout: leaf order of the tree, so arms that
-    share a seed share every underlying normal number and differ by their scales alone.
+    share a seed share every underlying normal number and differ by their scales alone. `apart` draws the very same numbers weight
+    by weight, which takes longer to compile and no device the room for all of them.
     """
     leaves, treedef = jax.tree.flatten(tree, is_leaf=is_weight)
     sizes = [math.prod(w.get_value().shape) if w.arrow.init and not w.arrow.fixed else 0 for w in leaves]
-    flat, start, drawn = jax.random.normal(key, (sum(sizes),)), 0, []
+    flat = None if apart else jax.random.normal(key, (sum(sizes),))
+    start, drawn = 0, []
     for w, n, s in zip(leaves, sizes, scales, strict=True):
         shape = w.get_value().shape
         if w.arrow.fixed:
             x = jnp.ones(shape) * (w.arrow.std * s.init)
         elif n:
-            x = flat[start : start + n].reshape(shape) * (w.arrow.std * s.init) + w.arrow.fill
+            normal = _normal(key, start, shape) if apart else flat[start : start + n].reshape(shape)
+            x = normal * (w.arrow.std * s.init) + w.arrow.fill
         else:
             x = jnp.full(shape, w.arrow.fill)
         drawn.append(w.replace(x.astype(jnp.float32)))
         start += n
     return jax.tree.unflatten(treedef, drawn)
+
+
+def _normal(key: jax.Array, start: int, shape: tuple[int, ...]) -> jax.Array:
+    """Numbers `start`, `start` + 1, ... of a flat jax.random.normal, in a shape: each is made of its own index alone, on the device where it lies."""
+    stride = math.prod(shape[1:])
+    rows = (np.arange(shape[0], dtype=np.uint64) * stride + start).reshape(-1, *[1] * (len(shape) - 1))
+    high, low = (jnp.asarray(x.astype(np.uint32)) for x in (rows >> 32, rows & 0xFFFFFFFF))
+    within = sum(jax.lax.broadcasted_iota(jnp.uint32, shape, i) * np.uint32(math.prod(shape[i + 1 :])) for i in range(1, len(shape)))
+    low = low + jnp.uint32(within)
+    words = threefry2x32_p.bind(*jax.random.key_data(key), jnp.broadcast_to(high, shape) + (low < within), low)
+    # as jax.random does it: 23 bits of mantissa give a number in [1, 2), and it the quantile of a normal one
+    unit = jax.lax.bitcast_convert_type((words[0] ^ words[1]) >> 9 | 0x3F800000, jnp.float32) - 1
+    least = np.nextafter(np.float32(-1), np.float32(0))
+    drawn = np.float32(np.sqrt(2)) * jax.lax.erf_inv(jnp.maximum(least, unit * (1 - least) + least))
+    return jax.lax.optimization_barrier(drawn)  # or XLA multiplies the root into a weight's scale, and rounds otherwise
 
 
 def view(tree: Any, dtype: jnp.dtype) -> Any:

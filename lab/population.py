@@ -260,7 +260,8 @@ class Population:
         self._held, key = held_out, jax.random.key(EVAL_KEY)
         self.held_out, self._key = self._put((held_out, key), lambda x: ("", "batch", *[""] * (np.ndim(x) - 2))[: np.ndim(x)])
         self.batch_shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(self.seeds), t["batch"], *x.shape[2:]), x.dtype), self.held_out)
-        self._init = over_trials(self.program.init, (0,), self.placement.apart)
+        divided = self.placement.mesh is not None and self.placement.apart is None  # weights may be too large for one device
+        self._init = over_trials(partial(self.program.init, apart=divided), (0,), self.placement.apart)
         self._shapes = jax.eval_shape(self._init, self.hyper)
         self._where, self._missed = None, []
         if self.placement.mesh is not None:

@@ -52,9 +52,9 @@ class Program:
         """Loss of each example, [B], in float32."""
         return self.objective.loss(view(params, self.dtype), key, batch).astype(jnp.float32)
 
-    def init(self, hyper: Hyper) -> State:
-        """State before the first step; every number comes from hyper.seed and hyper.scales."""
-        params = draw(jax.random.fold_in(jax.random.key(hyper.seed), 0), self.model, hyper.scales)
+    def init(self, hyper: Hyper, apart: bool = False) -> State:
+        """State before the first step; every number comes from hyper.seed and hyper.scales, weight by weight if `apart`."""
+        params = draw(jax.random.fold_in(jax.random.key(hyper.seed), 0), self.model, hyper.scales, apart)
         opt = optimizer(hyper, self.rate.at(hyper.horizon), self.core).init(params)
         first, alive = jnp.float32(jnp.inf), jnp.array(True)
         # a buffer of its own: donated buffers must not be shared between params and their average

@@ -151,6 +151,21 @@ def big():
     }
 
 
+def test_numbers_drawn_weight_by_weight_are_those_of_the_flat_draw():
+    tree, scales = big(), axes.scales(big(), parametrization.mup)
+    flat, apart = (jax.jit(lambda k, a=a: axes.draw(k, tree, scales, a))(jax.random.key(5)) for a in (False, True))
+    pairs = zip(axes.weights(flat).values(), axes.weights(apart).values(), strict=True)
+    assert all(np.array_equal(a.get_value(), b.get_value()) for a, b in pairs)
+
+
+def test_an_index_beyond_32_bits_goes_on_by_the_high_word():
+    """The same numbers whether the carry happens between rows or within one, and others than at the start."""
+    key, start = jax.random.key(0), 2**32 - 3
+    rows, row = (np.asarray(axes._normal(key, start, shape)).ravel() for shape in ((8,), (1, 8)))
+    assert np.array_equal(rows, row)
+    assert not np.isin(rows[3:], axes._normal(key, 0, (5,))).any()
+
+
 @pytest.mark.parametrize("rule", ["standard", "mup"])
 def test_drawn_weights_have_the_std_of_the_table(rule):
     tree = big()

@@ -20,6 +20,7 @@ from lab import axes
 from lab.models.shared import rolled
 from lab.population import Population
 from lab.study import held_out
+from lab.train import over_trials
 
 out, source = {}, small.Source()
 for name in ("fsdp", "replicated"):
@@ -31,6 +32,11 @@ for name in ("fsdp", "replicated"):
     with rolled():
         pop.compile(carry)
     out[name] = pop.step.as_text()
+    def room(init):
+        return jax.jit(lambda h: jax.tree.leaves(init(h)), out_shardings=pop._where).lower(pop.hyper).compile().memory_analysis().temp_size_in_bytes
+
+    flat = over_trials(pop.program.init, (0,))
+    out["room " + name] = [room(pop._init), room(flat), 4 * sum(w.get_value().size for w in axes.weights(pop._shapes.params).values())]
     out["weights"] = {n: [list(w.get_value().shape[1:]), list(w.arrow.names)] for n, w in axes.weights(pop._shapes.params).items()}
 print(json.dumps(out))
 """
@@ -66,3 +72,9 @@ def test_under_fsdp_a_scanned_stack_gathers_one_layer_at_a_time(compiled):
 def test_with_data_alone_nothing_but_sums_is_sent(compiled):
     kinds = {kind for kind, _ in sent(compiled["replicated"])}
     assert kinds == {"all-reduce"}
+
+
+def test_under_fsdp_no_device_has_room_for_all_numbers_of_an_init(compiled):
+    apart, flat, weights = compiled["room fsdp"]
+    assert flat > 0.9 * weights  # one flat draw of all that is not zero lies whole on every device
+    assert apart < weights / 4  # of eight devices
