@@ -43,6 +43,7 @@ def start() -> None:
     }
     if jax.distributed.is_initialized() or not (given or _several()):
         return
+    jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM, and nothing would come of one before training
     if not given or given == {"LAB_HOSTS": "auto"}:
         jax.distributed.initialize(**wait)
         return

@@ -11,13 +11,12 @@ from processes import end, start
 
 HERE = Path(__file__).resolve().parent
 PLACED = ("data", "fsdp", "fsdp+tensor", "sequence", "trials")
-STEPS = 20
 
 
-def compared(hosts):
+def compared(hosts, devices, steps, judged):
     """{placement: what each process says} and what one process of one device says."""
-    alone = start(1, 1, str(HERE / "worker.py"), "plain,plain trials", str(STEPS))
-    several = start(hosts, 4, str(HERE / "worker.py"), ",".join(PLACED), str(STEPS))
+    alone = start(1, 1, str(HERE / "worker.py"), "plain,plain trials", str(steps), "plain,plain trials")
+    several = start(hosts, devices, str(HERE / "worker.py"), ",".join(PLACED), str(steps), ",".join(judged))
     rows = [json.loads(line) for out in end(several) for line in out.splitlines() if line.startswith("{")]
     plain = {r["name"]: r for out in end(alone) for r in map(json.loads, filter(lambda line: line.startswith("{"), out.splitlines()))}
     return {name: [r for r in rows if r["name"] == name] for name in PLACED}, plain
@@ -27,16 +26,19 @@ def farthest(a, b):
     return max(abs(x - y) for one, two in zip(a, b, strict=True) for x, y in zip(one, two, strict=True))
 
 
-def check(hosts):
-    placed, plain = compared(hosts)
+def check(hosts, devices, steps, judged=PLACED):
+    placed, plain = compared(hosts, devices, steps, judged)
     for name, rows in placed.items():
         want = plain["plain trials" if name == "trials" else "plain"]
         assert len(rows) == hosts
         for row in rows:
+            assert len(row["losses"]) == steps
             assert farthest(row["losses"], want["losses"]) < 1e-5, name
-            assert row["judged"] == {k: pytest.approx(v, abs=1e-5) for k, v in want["judged"].items()}, name
+            wanted = want["judged"] if name in judged else {}
+            assert row["judged"] == {k: pytest.approx(v, abs=1e-5) for k, v in wanted.items()}, name
             assert row["weights"] == pytest.approx(want["weights"], rel=1e-4), name
             assert (row["global"], row["missed"]) == (True, []), name
+    assert plain["plain"]["judged"].keys() == {"eval_loss", "eval_ema"}
     # a batch is read once where it is divided over hosts, and whole by each where it is not
     assert sorted(r["share"] for r in placed["data"]) == [[i, hosts] for i in range(hosts)]
     assert [r["share"] for r in placed["trials"]] == [[0, 1]] * hosts
@@ -45,12 +47,14 @@ def check(hosts):
 
 
 def test_two_processes_compute_what_one_does_under_every_placement():
-    check(2)
+    """Of fewer steps and devices, and one of the evaluations alone, than its slow siblings."""
+    check(2, 2, 6, judged=("fsdp+tensor",))
 
 
 @pytest.mark.slow
-def test_four_processes_compute_what_one_does_under_every_placement():
-    check(4)
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_processes_of_four_devices_compute_what_one_does_under_every_placement(hosts):
+    check(hosts, 4, 20)
 
 
 EXPERIMENT = '''"""Do several processes leave one study?"""

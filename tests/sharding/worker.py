@@ -1,6 +1,6 @@
 """A process of a run of several: trains a tiny model under each placement and prints what came of it, a JSON a line.
 
-`worker.py PLACEMENTS STEPS`; who the others are is in the environment, as for `lab run`.
+`worker.py PLACEMENTS STEPS JUDGED`, where those of JUDGED are evaluated too; who the others are is in the environment, as for `lab run`.
 """
 
 import json
@@ -16,6 +16,7 @@ import small
 from lab.data.loader import Loader
 from lab.population import Population
 from lab.study import held_out
+from lab.train import Program
 from sharding import hosts
 
 PLACEMENTS = {
@@ -30,6 +31,13 @@ PLACEMENTS = {
 LR, BATCH = 2.0**-9, 16
 
 
+class Unjudged(Program):
+    """One whose evaluation says nothing: to compile it is a good part of a placement's time."""
+
+    def evaluate(self, state, key, batches):
+        return {}
+
+
 def train(pop: Population, source: small.Source, steps: int, host: tuple[int, int]) -> tuple[list, list]:
     """Losses [steps, trials] from the start, and the last carry."""
     carry, feed, seen = pop.init(), Loader(source, BATCH, pop.seeds, host=host), []
@@ -40,11 +48,12 @@ def train(pop: Population, source: small.Source, steps: int, host: tuple[int, in
     return seen, carry
 
 
-def main(name: str, steps: int) -> dict:
+def main(name: str, steps: int, judged: bool) -> dict:
     """What comes of a placement; of `data` also with a batch of which every process reads the first part, which is wrong."""
     points = [{"optim.lr": LR / 2**i} for i in range(3)] if name.endswith("trials") else [{"optim.lr": LR}]
     group, source = small.trials(points, **PLACEMENTS[name]), small.Source()
     pop = Population(group, source, held_out(group[0].config, source))
+    pop.program = pop.program if judged else Unjudged(**vars(pop.program))
     pop.compile(pop.init())
     seen, carry = train(pop, source, steps, pop.share())
     judged = {k: np.asarray(v)[: len(points)].tolist() for k, v in jax.device_get(pop.evaluate(carry)).items()}
@@ -61,5 +70,5 @@ def main(name: str, steps: int) -> dict:
 if __name__ == "__main__":
     hosts.start()
     for name in sys.argv[1].split(","):
-        print(json.dumps(main(name, int(sys.argv[2])) | {"process": jax.process_index()}), flush=True)
+        print(json.dumps(main(name, int(sys.argv[2]), name in sys.argv[3].split(",")) | {"process": jax.process_index()}), flush=True)
     hosts.barrier("the end", 300)
