@@ -188,16 +188,14 @@ def attempt(folder: Path, kill: tuple | None = None, promise: str = "", report: 
     return ended([begin(folder, kill, promise, report, log)])[0][0]
 
 
-def together(
-    folder: Path, kills: dict[int, tuple] | None = None, promise: str = "", options: tuple = PLACED, hosts: int = 2
-) -> tuple[list[int], float]:
-    """`ended` of the processes of one run, 4 devices in all; `kills` are the moments of those that a signal comes to."""
+def several(folder: Path, kills: dict[int, tuple] | None = None, promise: str = "", options: tuple = PLACED, hosts: int = 2) -> list[int]:
+    """The numbers of the processes of one run, 4 devices in all; `kills` are the moments of those that a signal comes to."""
     kills = kills or {}
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     logs = [folder / f"host-{i}.log" for i in range(hosts)]
-    return ended([begin(folder, kills.get(i), promise, log=logs[i], host=(i, hosts, port, 4 // hosts, options)) for i in range(hosts)])
+    return [begin(folder, kills.get(i), promise, log=logs[i], host=(i, hosts, port, 4 // hosts, options)) for i in range(hosts)]
 
 
 def outcome(folder: Path) -> dict:
@@ -268,8 +266,8 @@ def killed(base: Path, moment: tuple, again: tuple | None, promise: str = "") ->
 def struck(base: Path, how: int, workers: tuple, step: int, promise: str = "") -> tuple[Path, list[list[int]]]:
     """A study that two processes train, some of which are sent a signal at a step, and run to its end by two; and all exit codes."""
     folder = fresh(base)
-    codes = [together(folder, dict.fromkeys(workers, ("step", step, 0.0, how)), promise)[0]]
-    return folder, [*codes, together(folder, promise=promise)[0]]
+    codes = [ended(several(folder, dict.fromkeys(workers, ("step", step, 0.0, how)), promise))[0]]
+    return folder, [*codes, ended(several(folder, promise=promise))[0]]
 
 
 def landed(how: int, workers: tuple, codes: list[int]) -> bool:
@@ -418,7 +416,7 @@ def matrix(base: Path, args: argparse.Namespace) -> list[dict]:
     mine, pair = cases(args)[part::parts], None
     if any(case[0] == "workers" for case in mine):
         both = fresh(base)
-        if (codes := together(both)[0]) != [0, 0]:
+        if (codes := ended(several(both))[0]) != [0, 0]:
             raise SystemExit(f"the undisturbed study of two processes ended with {codes}: {(both / 'host-0.log').read_text()[-800:]}")
         pair = outcome(both)
     for n, case in enumerate(mine, 1):

@@ -15,7 +15,7 @@ PLACED = ("data", "fsdp", "fsdp+tensor", "sequence", "trials")
 
 def compared(hosts, devices, steps, judged):
     """{placement: what each process says} and what one process of one device says."""
-    alone = start(1, 1, str(HERE / "worker.py"), "plain,plain trials", str(steps), "plain,plain trials")
+    alone = start(1, 1, str(HERE / "worker.py"), "plain,plain trials", str(steps), "plain,plain trials" if "trials" in judged else "plain")
     several = start(hosts, devices, str(HERE / "worker.py"), ",".join(PLACED), str(steps), ",".join(judged))
     rows = [json.loads(line) for out in end(several) for line in out.splitlines() if line.startswith("{")]
     plain = {r["name"]: r for out in end(alone) for r in map(json.loads, filter(lambda line: line.startswith("{"), out.splitlines()))}

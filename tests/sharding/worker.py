@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import small
 
@@ -38,9 +39,9 @@ class Unjudged(Program):
         return {}
 
 
-def train(pop: Population, source: small.Source, steps: int, host: tuple[int, int]) -> tuple[list, list]:
-    """Losses [steps, trials] from the start, and the last carry."""
-    carry, feed, seen = pop.init(), Loader(source, BATCH, pop.seeds, host=host), []
+def train(pop: Population, carry: list, source: small.Source, steps: int, host: tuple[int, int]) -> tuple[list, list]:
+    """Losses [steps, trials] from a carry, and the last carry."""
+    feed, seen = Loader(source, BATCH, pop.seeds, host=host), []
     for _ in range(steps):
         carry, values = pop.step(carry, pop.hyper, pop.put(next(feed)))
         seen.append(np.asarray(jax.device_get(values["loss"]))[: len(pop.trials)].tolist())
@@ -54,16 +55,18 @@ def main(name: str, steps: int, judged: bool) -> dict:
     group, source = small.trials(points, **PLACEMENTS[name]), small.Source()
     pop = Population(group, source, held_out(group[0].config, source))
     pop.program = pop.program if judged else Unjudged(**vars(pop.program))
-    pop.compile(pop.init())
-    seen, carry = train(pop, source, steps, pop.share())
+    carry = pop.init()
+    pop.compile(carry)
+    again = [jnp.copy(x) for x in carry] if name == "data" else None
+    seen, carry = train(pop, carry, source, steps, pop.share())
     judged = {k: np.asarray(v)[: len(points)].tolist() for k, v in jax.device_get(pop.evaluate(carry)).items()}
     state = pop.state(carry)
     weights = hosts.fetch(state.params)
     total = [float(np.sum(np.abs(x), dtype=np.float64)) for x in jax.tree.leaves(weights)]
     out = {"name": name, "losses": seen, "judged": judged, "weights": total, "share": pop.share(), "missed": [str(m) for m in pop.missed]}
     out["global"] = all(isinstance(x, jax.Array) and x.shape[0] == len(points) for x in jax.tree.leaves(state))
-    if name == "data":
-        out["wrong"] = train(pop, source, 2, (0, pop.share()[1]))[0]
+    if again:
+        out["wrong"] = train(pop, again, source, 2, (0, pop.share()[1]))[0]
     return out
 
 
