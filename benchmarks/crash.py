@@ -5,6 +5,7 @@ the lab and computed nothing. With --break one promise of the lab is broken firs
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -158,12 +159,12 @@ def begin(
             os.environ |= {"LAB_COORDINATOR": f"127.0.0.1:{port}", "LAB_HOSTS": str(hosts), "LAB_HOST": str(which)}
         jax.config.update("jax_num_cpu_devices", devices)
         code = cli.main(["run", str(folder / "tiny.py"), "--workdir", str(folder / "runs"), *options])
-        if hosts > 1:
-            jax.distributed.shutdown()  # as jax does where a process ends by itself
     except BaseException:
         traceback.print_exc()
     finally:
         sys.stdout.flush()
+        with contextlib.suppress(Exception):
+            jax.distributed.shutdown()  # as jax does where a process ends by itself; it may abort this one
         os._exit(code)
 
 
@@ -271,10 +272,10 @@ def struck(base: Path, how: int, workers: tuple, step: int, promise: str = "") -
 
 
 def landed(how: int, workers: tuple, codes: list[int]) -> bool:
-    """Whether processes ended as they are to: by a SIGKILL those that were sent it, and the rest by an abort; all alike by a SIGTERM."""
+    """Whether processes ended as they are to: by a SIGKILL those that were sent it, and the rest by an error or abort; all alike by a SIGTERM."""
     if how == signal.SIGTERM:
         return codes == [75, 75]
-    return all(c == -signal.SIGKILL if i in workers else c == -signal.SIGABRT for i, c in enumerate(codes))
+    return all(c == -signal.SIGKILL if i in workers else c in (1, -signal.SIGABRT) for i, c in enumerate(codes))
 
 
 def damage(study: Path, what: str, how: str, rng: random.Random) -> str:
