@@ -5,12 +5,14 @@ the lab and computed nothing. With --break one promise of the lab is broken firs
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -58,6 +60,10 @@ PHASES = {
     "report": ("lab.report.report", 1),
 }
 LIMIT = 600.0  # seconds of one attempt
+SILENCE = 10  # seconds after which a process of several counts as dead
+# of a run of several processes, whose steps wait for each other: fewer of them, and all signals come to a step
+PLACED = ("--config.run.sharding=fsdp", "--config.train.steps=12", "--config.run.checkpoint_steps=4", "--config.train.log_every=1")
+PLACED += ("--config.eval.every=6", "--config.sample.n=0")
 
 
 def _at(name: str) -> tuple:
@@ -123,24 +129,21 @@ def _held(writer, rows, append) -> None:
         append(writer, last)
 
 
-def attempt(folder: Path, kill: tuple | None = None, promise: str = "", report: bool = False, log: Path | None = None) -> int:
-    """The exit code of `lab run`, without a report unless asked, in a process of its own."""
+def begin(
+    folder: Path, kill: tuple | None = None, promise: str = "", report: bool = False, log: Path | None = None, host: tuple = ()
+) -> int:
+    """The number of a process that is `lab run`, without a report unless asked; `host` is (which, of how many, port, devices, options)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that jax, of which nothing runs yet, does not like to be forked
         pid = os.fork()
     if pid:
-        end = time.monotonic() + LIMIT
-        while (done := os.waitpid(pid, os.WNOHANG))[0] == 0:
-            if time.monotonic() > end:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                raise SystemExit(f"an attempt hung for {LIMIT:.0f} s: {folder}")
-            time.sleep(0.02)
-        return os.waitstatus_to_exitcode(done[1])
+        return pid
     try:
         out = os.open(log or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(out, 1), os.dup2(out, 2)
         code = 1
+        import jax
+
         from lab import cli
         from lab import report as reports
 
@@ -151,12 +154,49 @@ def attempt(folder: Path, kill: tuple | None = None, promise: str = "", report: 
             _kill(*kill)
         if promise:
             _broken(promise)
-        code = cli.main(["run", str(folder / "tiny.py"), "--workdir", str(folder / "runs")])
+        which, hosts, port, devices, options = host or (0, 1, 0, 1, ())
+        if hosts > 1:
+            os.environ |= {"LAB_COORDINATOR": f"127.0.0.1:{port}", "LAB_HOSTS": str(hosts), "LAB_HOST": str(which)}
+        jax.config.update("jax_num_cpu_devices", devices)
+        code = cli.main(["run", str(folder / "tiny.py"), "--workdir", str(folder / "runs"), *options])
     except BaseException:
         traceback.print_exc()
     finally:
         sys.stdout.flush()
+        with contextlib.suppress(Exception):
+            jax.distributed.shutdown()  # as jax does where a process ends by itself; it may abort this one
         os._exit(code)
+
+
+def ended(pids: list[int]) -> tuple[list[int], float]:
+    """The exit codes of processes, and the seconds from the first end to the last."""
+    codes, begun, first = {}, time.monotonic(), 0.0
+    while len(codes) < len(pids):
+        for pid in [p for p in pids if p not in codes]:
+            if (done := os.waitpid(pid, os.WNOHANG))[0]:
+                codes[pid], first = os.waitstatus_to_exitcode(done[1]), first or time.monotonic()
+        if time.monotonic() - begun > LIMIT:
+            for pid in [p for p in pids if p not in codes]:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            raise SystemExit(f"an attempt hung for {LIMIT:.0f} s")
+        time.sleep(0.02)
+    return [codes[p] for p in pids], time.monotonic() - first
+
+
+def attempt(folder: Path, kill: tuple | None = None, promise: str = "", report: bool = False, log: Path | None = None) -> int:
+    """The exit code of `lab run`, without a report unless asked, in a process of its own."""
+    return ended([begin(folder, kill, promise, report, log)])[0][0]
+
+
+def several(folder: Path, kills: dict[int, tuple] | None = None, promise: str = "", options: tuple = PLACED, hosts: int = 2) -> list[int]:
+    """The numbers of the processes of one run, 4 devices in all; `kills` are the moments of those that a signal comes to."""
+    kills = kills or {}
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    logs = [folder / f"host-{i}.log" for i in range(hosts)]
+    return [begin(folder, kills.get(i), promise, log=logs[i], host=(i, hosts, port, 4 // hosts, options)) for i in range(hosts)]
 
 
 def outcome(folder: Path) -> dict:
@@ -222,6 +262,20 @@ def killed(base: Path, moment: tuple, again: tuple | None, promise: str = "") ->
     folder = fresh(base)
     codes = [attempt(folder, m, promise, report=m[0] == "report") for m in (moment, again) if m]
     return folder, [*codes, attempt(folder, promise=promise)]
+
+
+def struck(base: Path, how: int, workers: tuple, step: int, promise: str = "") -> tuple[Path, list[list[int]]]:
+    """A study that two processes train, some of which are sent a signal at a step, and run to its end by two; and all exit codes."""
+    folder = fresh(base)
+    codes = [ended(several(folder, dict.fromkeys(workers, ("step", step, 0.0, how)), promise))[0]]
+    return folder, [*codes, ended(several(folder, promise=promise))[0]]
+
+
+def landed(how: int, workers: tuple, codes: list[int]) -> bool:
+    """Whether processes ended as they are to: by a SIGKILL those that were sent it, and the rest by an error or abort; all alike by a SIGTERM."""
+    if how == signal.SIGTERM:
+        return codes == [75, 75]
+    return all(c == -signal.SIGKILL if i in workers else c in (1, -signal.SIGABRT) for i, c in enumerate(codes))
 
 
 def damage(study: Path, what: str, how: str, rng: random.Random) -> str:
@@ -311,6 +365,7 @@ def ready(cache: Path) -> None:
     """Import what attempts run, with a compile cache of their own, and compute nothing."""
     os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+    os.environ["LAB_HEARTBEAT_SECONDS"] = str(SILENCE)
     from lab import cli, population, report, study  # noqa: F401
 
 
@@ -322,6 +377,8 @@ def cases(args: argparse.Namespace) -> list[tuple]:
         out.append(("kill", moment, ("step", rng.randint(1, 8), 0.0, signal.SIGKILL) if n % 4 == 3 else None))
     for what in ("leaf", "metadata", "every checkpoint", "rows"):
         out += [("damage", what, how, rng.randrange(2**32)) for how in ("truncated", "flipped", "missing")]
+    for how, struck in ((h, s) for h in (signal.SIGKILL, signal.SIGTERM) for s in ((0,), (1,), (0, 1))):
+        out.append(("workers", how, struck, rng.randint(1, 10)))
     out += [] if args.promise else [("full", 0.1), ("full", 0.5), ("full", 1.0), ("readonly",)]
     rng.shuffle(out)  # so that what --minutes leaves out is of every kind
     return out
@@ -335,13 +392,17 @@ def tried(base: Path, case: tuple, promise: str) -> dict:
         folder, codes = killed(base, (phase, number, delay, how), again, promise)
         row = {"kind": signal.Signals(how).name, "case": f"{phase} {number} + {delay:.3f} s" + ", and again" * bool(again)}
         row |= {"landed": codes[0] in (-signal.SIGKILL, 75), "found": outcome(folder)}
+    elif kind == "workers":
+        folder, codes = struck(base, *more, promise)
+        row = {"kind": f"{signal.Signals(more[0]).name} of two workers", "case": f"{', '.join(map(str, more[1]))} at step {more[2]}"}
+        row |= {"landed": landed(more[0], more[1], codes[0]), "found": outcome(folder)}
     elif kind == "damage":
         folder, codes, file = damaged(base, *more, promise)
         row = {"kind": f"{more[0]} {more[1]}", "case": file, "landed": codes[0] == -signal.SIGKILL, "found": outcome(folder)}
     else:
         found, codes, said = full(base, *more) if kind == "full" else readonly(base)
         row = {"kind": "disk full" if kind == "full" else "read-only", "case": said, "landed": 2 in codes, "found": found}
-    shutil.rmtree(folder) if kind in ("kill", "damage") else None
+    shutil.rmtree(folder) if kind in ("kill", "workers", "damage") else None
     return row | {"codes": codes}
 
 
@@ -353,7 +414,12 @@ def matrix(base: Path, args: argparse.Namespace) -> list[dict]:
         raise SystemExit(f"the undisturbed study ended with {code}: {(base / 'whole.log').read_text()[-800:]}")
     truth, begun = outcome(whole), time.monotonic()
     _common.say(f"undisturbed: {truth}")
-    mine = cases(args)[part::parts]
+    mine, pair = cases(args)[part::parts], None
+    if any(case[0] == "workers" for case in mine):
+        both = fresh(base)
+        if (codes := ended(several(both))[0]) != [0, 0]:
+            raise SystemExit(f"the undisturbed study of two processes ended with {codes}: {(both / 'host-0.log').read_text()[-800:]}")
+        pair = outcome(both)
     for n, case in enumerate(mine, 1):
         if args.minutes and time.monotonic() - begun > 60 * args.minutes:
             _common.say(f"{len(mine) - n + 1} cases are left out: --minutes")
@@ -362,7 +428,7 @@ def matrix(base: Path, args: argparse.Namespace) -> list[dict]:
         if not row["codes"]:
             _common.say(f"{row['kind']}: {row['case']}")
             continue
-        row["held"] = row["found"] == truth and row["codes"][-1] == 0
+        row["held"] = row["found"] == (pair if case[0] == "workers" else truth) and row["codes"][-1] in (0, [0, 0])
         rows.append(row)
         left = (time.monotonic() - begun) / n * (len(mine) - n)
         _common.say(

@@ -95,7 +95,7 @@ SINCE = {
 }
 NUMBERS = 2  # raised where the same config computes something else. 2: sine-cosine positions have the column first
 TRAIN, ASKED = 1, 2  # what the first process of a run tells the others of a plan: train, or ask the sweep for its next round first
-NOTHING, WAIT, STOP = -1, -2, -3  # and of what to train next, beside a population's place
+NOTHING, WAIT = -1, -2  # and of what to train next, beside a population's place
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -702,12 +702,12 @@ class Study:
         It ends when all are done, or all that are left are held by others; with `wait` it waits for these, and goes on where one is given up.
         """
         while True:
-            claim, choice = self._next(order, progress, interrupt, wait) if hosts.first() else (contextlib.nullcontext(), 0)
+            claim, choice = self._next(order, progress, wait) if hosts.first() else (contextlib.nullcontext(), 0)
             if (choice := hosts.told(choice)) == NOTHING:
                 return
-            if choice == STOP:
-                raise populations.Preempted
             if choice == WAIT:
+                if hosts.agreed(interrupt.asked)[0]:
+                    raise populations.Preempted
                 time.sleep(min(1.0, claims.BEAT))
                 continue
             if not hosts.first():
@@ -715,8 +715,8 @@ class Study:
             with claim:
                 self._one(order[choice], opened, progress, interrupt)
 
-    def _next(self, order: list[str], progress: Progress, interrupt: populations.Interrupt, wait: bool) -> tuple[Any, int]:
-        """The claim of the next population to train and its place in `order`; None and NOTHING, WAIT or STOP where there is none now."""
+    def _next(self, order: list[str], progress: Progress, wait: bool) -> tuple[Any, int]:
+        """The claim of the next population to train and its place in `order`; None and NOTHING or WAIT where there is none now."""
         left = [n for n in order if not self._done(n, progress)]
         for name in [n for n in left if self._ready(n)]:
             if claim := claims.take(self.folder, name):
@@ -732,7 +732,7 @@ class Study:
         for name, who in held.items():
             if progress.note[name] != (note := f"at {who}, waited for"):
                 progress.stage(name, note)
-        return None, STOP if interrupt.asked else WAIT
+        return None, WAIT
 
     def _done(self, name: str, progress: Progress) -> bool:
         """Whether a population is done; where another has ended it, progress hears of it."""

@@ -29,7 +29,7 @@ def start() -> None:
     """Join the processes of this run; nothing to do for one of its own. To be called before any device is asked for.
 
     By hand: LAB_COORDINATOR=host:port, LAB_HOSTS=how many, LAB_HOST=which, from 0. Else what jax finds of TPU slices, SLURM, Open MPI or
-    Kubernetes, where the environment tells of several processes, or LAB_HOSTS=auto.
+    Kubernetes, where the environment tells of several processes, or LAB_HOSTS=auto. LAB_HEARTBEAT_SECONDS is in the place of HEARTBEAT_SECONDS.
 
     Raises:
       ValueError: some of the three variables are not set or no numbers.
@@ -38,11 +38,12 @@ def start() -> None:
     given = {k: os.environ[k] for k in ("LAB_COORDINATOR", "LAB_HOSTS", "LAB_HOST") if os.environ.get(k)}
     wait = {
         "initialization_timeout": START_SECONDS,
-        "heartbeat_timeout_seconds": HEARTBEAT_SECONDS,
+        "heartbeat_timeout_seconds": int(os.environ.get("LAB_HEARTBEAT_SECONDS", HEARTBEAT_SECONDS)),
         "shutdown_timeout_seconds": END_SECONDS,
     }
     if jax.distributed.is_initialized() or not (given or _several()):
         return
+    jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM, and nothing would come of one before training
     if not given or given == {"LAB_HOSTS": "auto"}:
         jax.distributed.initialize(**wait)
         return

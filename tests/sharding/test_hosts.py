@@ -1,54 +1,22 @@
 """Runs of several processes: they compute what one does, leave one study, and end where one hangs."""
 
 import json
-import os
 import re
-import socket
-import subprocess
-import sys
 import textwrap
 import time
 from pathlib import Path
 
 import pytest
+from processes import end, start
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
 PLACED = ("data", "fsdp", "fsdp+tensor", "sequence", "trials")
-STEPS = 20
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def start(hosts, devices, *argv, **env):
-    """Processes of one run on loopback."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": str(devices), **env}
-    if hosts > 1:
-        env |= {"LAB_COORDINATOR": f"127.0.0.1:{free_port()}", "LAB_HOSTS": str(hosts)}
-    out = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    return [subprocess.Popen([sys.executable, *argv], env=env | ({"LAB_HOST": str(i)} if hosts > 1 else {}), **out) for i in range(hosts)]
-
-
-def end(processes, code=0, timeout=900):
-    """What processes print; all must end with `code`."""
-    try:
-        told = [p.communicate(timeout=timeout) for p in processes]
-    finally:
-        for p in processes:
-            p.kill()
-    for p, (_, err) in zip(processes, told, strict=True):
-        assert p.returncode == code, err[-3000:]
-    return [out for out, _ in told]
-
-
-def compared(hosts):
+def compared(hosts, devices, steps, judged):
     """{placement: what each process says} and what one process of one device says."""
-    alone = start(1, 1, str(HERE / "worker.py"), "plain,plain trials", str(STEPS))
-    several = start(hosts, 4, str(HERE / "worker.py"), ",".join(PLACED), str(STEPS))
+    alone = start(1, 1, str(HERE / "worker.py"), "plain,plain trials", str(steps), "plain,plain trials" if "trials" in judged else "plain")
+    several = start(hosts, devices, str(HERE / "worker.py"), ",".join(PLACED), str(steps), ",".join(judged))
     rows = [json.loads(line) for out in end(several) for line in out.splitlines() if line.startswith("{")]
     plain = {r["name"]: r for out in end(alone) for r in map(json.loads, filter(lambda line: line.startswith("{"), out.splitlines()))}
     return {name: [r for r in rows if r["name"] == name] for name in PLACED}, plain
@@ -58,16 +26,19 @@ def farthest(a, b):
     return max(abs(x - y) for one, two in zip(a, b, strict=True) for x, y in zip(one, two, strict=True))
 
 
-def check(hosts):
-    placed, plain = compared(hosts)
+def check(hosts, devices, steps, judged=PLACED):
+    placed, plain = compared(hosts, devices, steps, judged)
     for name, rows in placed.items():
         want = plain["plain trials" if name == "trials" else "plain"]
         assert len(rows) == hosts
         for row in rows:
+            assert len(row["losses"]) == steps
             assert farthest(row["losses"], want["losses"]) < 1e-5, name
-            assert row["judged"] == {k: pytest.approx(v, abs=1e-5) for k, v in want["judged"].items()}, name
+            wanted = want["judged"] if name in judged else {}
+            assert row["judged"] == {k: pytest.approx(v, abs=1e-5) for k, v in wanted.items()}, name
             assert row["weights"] == pytest.approx(want["weights"], rel=1e-4), name
             assert (row["global"], row["missed"]) == (True, []), name
+    assert plain["plain"]["judged"].keys() == {"eval_loss", "eval_ema"}
     # a batch is read once where it is divided over hosts, and whole by each where it is not
     assert sorted(r["share"] for r in placed["data"]) == [[i, hosts] for i in range(hosts)]
     assert [r["share"] for r in placed["trials"]] == [[0, 1]] * hosts
@@ -76,12 +47,14 @@ def check(hosts):
 
 
 def test_two_processes_compute_what_one_does_under_every_placement():
-    check(2)
+    """Of fewer steps and devices, and one of the evaluations alone, than its slow siblings."""
+    check(2, 2, 6, judged=("fsdp+tensor",))
 
 
 @pytest.mark.slow
-def test_four_processes_compute_what_one_does_under_every_placement():
-    check(4)
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_processes_of_four_devices_compute_what_one_does_under_every_placement(hosts):
+    check(hosts, 4, 20)
 
 
 EXPERIMENT = '''"""Do several processes leave one study?"""
