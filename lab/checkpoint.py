@@ -87,10 +87,11 @@ class Checkpoints:
                 why = str(e).splitlines()[0][:120]
             if not hosts.agreed(found is None)[0]:
                 flat, meta = found
-                if (odd := _differs(flat, meta["digests"])) is None:
+                odd = _differs(flat, meta["digests"])
+                if not hosts.agreed(odd is not None)[0]:
                     flat = {k: flat[k].astype(x.dtype) if cast else flat[k] for k, x in named(like).items()}
                     return step, jax.tree.unflatten(jax.tree.structure(like), list(flat.values())), meta["meta"]
-                why = f"the digest of {odd} differs"
+                why = f"the digest of {odd} differs" if odd else why
             self._aside(step, why or "another process cannot read it")
         return None
 

@@ -53,11 +53,14 @@ class Claim(contextlib.AbstractContextManager):
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT):
-            if _newest(self.path.parent, self.path.stem) != self.path:
-                self._lost()
-                return
-            with contextlib.suppress(OSError):  # a server that is away for a moment; missed beats are what staleness counts
+            try:
+                newest = _newest(self.path.parent, self.path.stem)
+                if newest is not None and _number(newest) > _number(self.path):
+                    self._lost()
+                    return
                 os.utime(self.path)
+            except OSError:  # a server that is away for a moment; missed beats are what staleness counts
+                continue
 
     def __exit__(self, *exc) -> None:
         self._stop.set()
@@ -118,9 +121,13 @@ def alone(folder: Path, name: str = PLAN, told: Callable[[str], None] = lambda l
 
 
 def _all(claims: Path, name: str) -> list[Path]:
-    """The claims of a name, oldest first."""
-    found = [(int(m[1]), p) for p in claims.glob("*") if (m := re.fullmatch(re.escape(name) + r"\.(\d+)", p.name))]
-    return [p for _, p in sorted(found)]
+    """The claims of a name, oldest first; OSError where the folder cannot be listed."""
+    found = [claims / n for n in os.listdir(claims) if re.fullmatch(re.escape(name) + r"\.\d+", n)]
+    return sorted(found, key=_number)
+
+
+def _number(claim: Path) -> int:
+    return int(claim.suffix[1:])
 
 
 def _newest(claims: Path, name: str) -> Path | None:

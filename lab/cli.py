@@ -322,8 +322,11 @@ def _run(args: argparse.Namespace) -> int:
 
     try:
         hosts.start()
-    except (ValueError, RuntimeError) as e:
-        raise UserError(f"processes of this run: {str(e).splitlines()[0]}") from e
+    except ValueError as e:
+        raise UserError(f"processes of this run: {e}") from e
+    except RuntimeError as e:  # others are late or gone, which another attempt may mend
+        print(f"lab: processes of this run did not all start ({str(e).splitlines()[0]}); start all of them again", file=sys.stderr)
+        return 75
     console.quiet = not hosts.first()
     study = _study(args, folder=True)
     only = args.only

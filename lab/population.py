@@ -1,5 +1,6 @@
 """Trials of one shape, trained in one compiled program: learning rates, seeds and parametrizations side by side."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -521,7 +522,7 @@ def run(
         per_example = pop.flops()
     log = Records(writer, pop.trials, t["batch"], train, per_example) if writer else Unwritten()
     feed = loader.Loader(train, t["batch"], pop.seeds, start, pop.share(), how["workers"])
-    watchdog, several = hosts.Watchdog(folder.parent / "hosts", how["watchdog_seconds"]), jax.process_count() > 1
+    watchdog, several = hosts.Watchdog(folder / "hosts", how["watchdog_seconds"]), jax.process_count() > 1
     pending, saved, mark, spent = None, time.monotonic(), time.monotonic(), 0.0
     train_s = 0.0
     progress.skip(name, "training", start)
@@ -549,6 +550,7 @@ def run(
                 mark, spent = time.monotonic(), time.monotonic() - mark
                 train_s += spent
                 events.step(step, spent)
+                watchdog.rest()  # as long as these take, they are no step that hangs
                 with events.timed("eval", step=step):
                     judged = jax.block_until_ready(pop.evaluate(carry))
                 mark = time.monotonic()  # an evaluation is no part of a step
@@ -559,10 +561,10 @@ def run(
                 write(*pending)
                 pending = None
             if step == span.leaves and step:
+                watchdog.rest()
                 _leave(folder, step, pop.state(carry))
                 mark = time.monotonic()  # as below
             if step == last:
-                watchdog.rest()
                 write(step, {**judged, "diverged": ~pop.alive(carry)})
                 if judging.judges:
                     progress.stage(name, "judging")
@@ -573,7 +575,7 @@ def run(
             with jax.transfer_guard("disallow"):
                 carry, values = pop.step(carry, pop.hyper, batch)
             if twice:
-                _same(pop, step, carry, pop.step(twice, pop.hyper, batch)[0], events)
+                mark += _same(pop, step, carry, pop.step(twice, pop.hyper, batch)[0], events)
             if judged or step % t["log_every"] == 0:
                 pending = (step, {**values, **judged})
             jax.block_until_ready(values["loss"]) if step == start else None
@@ -589,6 +591,7 @@ def run(
             if several:  # clocks and signals differ, and to ask costs a round between hosts
                 asked, due = hosts.agreed(asked, due) if step % t["log_every"] == 0 else (False, False)
             if asked or due or (how["checkpoint_steps"] and (step + 1) % how["checkpoint_steps"] == 0):
+                watchdog.rest()
                 if pending is not None:
                     write(*pending)
                     pending = None
@@ -605,13 +608,9 @@ def run(
             keep.wait()
         events.tell("trained", step=last)
     finally:
-        watchdog.close()
-        feed.close()
-        judging.close()
-        log.flush()
-        log.close()
-        events.close()
-        keep.close()
+        with contextlib.ExitStack() as ends:  # each is closed whatever becomes of those before it, as on a full disk
+            for close in (keep.close, events.close, log.close, log.flush, judging.close, feed.close, watchdog.close):  # the last first
+                ends.callback(close)
     kept = last == t["steps"] and keep_best(folder, pop, state, jax.device_get(judged))
     gone = _diverged(pop, state)
     if hosts.first():
@@ -646,16 +645,25 @@ def _restored(folder: Path, keep: Checkpoints, like: State) -> tuple[int, State]
     return found and found[:2]
 
 
-def _same(pop: Population, step: int, once: list[jax.Array], again: list[jax.Array], events: Events) -> None:
-    """Preempted where a step computed twice from the same carry differs: the hardware errs, and nothing that came of it is to be saved."""
+def _same(pop: Population, step: int, once: list[jax.Array], again: list[jax.Array], events: Events) -> float:
+    """Seconds that it took to see that a step computed twice from the same carry is one.
+
+    Raises:
+      Preempted: it differs, or copies of it do: the hardware errs, and nothing that came of it is to be saved.
+    """
+    jax.block_until_ready(once)
+    begun = time.monotonic()
     with events.timed("replay", step=step + 1):
         one, two = (digests(pop.state(carry)) for carry in (once, again))
-    if odd := [k for k in one if one[k] != two[k]]:
+    odd = [k for k in one if one[k] != two[k] or "/" in one[k]]
+    if hosts.agreed(bool(odd))[0]:
         events.tell("corruption", step=step + 1, leaves=odd)
+        what = f"{len(odd)} arrays, {odd[0]} among them" if odd else "arrays of another process"
         raise Preempted(
-            f"step {step + 1} computed twice from the same state differs in {len(odd)} arrays, {odd[0]} among them; nothing of it is "
-            "saved; the same command goes on from the last checkpoint, better on another device"
+            f"step {step + 1} computed twice from the same state differs in {what}; nothing of it is saved; the same command goes on "
+            "from the last checkpoint, better on another device"
         )
+    return time.monotonic() - begun
 
 
 def _best(values: dict) -> float | None:
@@ -669,11 +677,18 @@ def _diverged(pop: Population, state: State) -> list[str]:
 
 def _leave(folder: Path, step: int, state: State) -> None:
     """Keep the states of a population's trials for longer horizons; durable when it returns."""
-    shutil.rmtree(folder / TRUNK, ignore_errors=True)  # of an attempt that began again from before
+    _without(folder / TRUNK)  # of an attempt that began again from before
     store = Checkpoints(folder / TRUNK, keep=1)
     store.save(step, state)
     store.wait()
     store.close()
+
+
+def _without(folder: Path) -> None:
+    """Delete a folder before any process writes there anew."""
+    if hosts.first():
+        shutil.rmtree(folder, ignore_errors=True)
+    hosts.barrier(f"{folder.parent.name}/{folder.name} is empty")
 
 
 def remove_checkpoints(folder: Path) -> None:
@@ -690,7 +705,7 @@ def keep_best(folder: Path, pop: Population, state: State, judged: dict) -> bool
             best[t.arm] = i
     if not best:
         return False
-    shutil.rmtree(folder / "weights", ignore_errors=True)  # of an attempt that was killed before it said so
+    _without(folder / "weights")  # of an attempt that was killed before it said so
     store = Checkpoints(folder / "weights", keep=1)
     kept = {pop.trials[i].id: hosts.fetch(jax.tree.map(lambda x: x[i], state.ema)) for i in best.values()}  # noqa: B023
     meta = {pop.trials[i].id: {"arm": arm, "loss": float(loss[i])} for arm, i in best.items()}

@@ -129,10 +129,13 @@ def _answers(f: Findings) -> list[str]:
         return [sentence(arm, t, rung) for arm, t in f.transfers.items() if len(t.rungs) > 1]
     best = []
     for arm, t in f.transfers.items():
-        loss, lr, size = min((o.loss, o.log2, r) for o, r in zip(t.optima, t.rungs, strict=True) if np.isfinite(o.loss))
+        found = [(o.loss, o.log2, r) for o, r in zip(t.optima, t.rungs, strict=True) if np.isfinite(o.loss)]
+        if not found:  # all of its trials diverged, or are not done
+            continue
+        loss, lr, size = min(found)
         best.append(f"{arm} {loss:.4f} (learning rate 2^{lr:.2f}{f', {rung} {size:g}' if f.rung else ''})")
     why = "Transfer needs several sizes and several learning rates, which these records do not hold."
-    return [f"Best {f.metric}: {'; '.join(best)}. {why}"]
+    return [f"Best {f.metric}: {'; '.join(best)}. {why}"] if best else [why]
 
 
 def _caveats(f: Findings) -> str:

@@ -93,24 +93,25 @@ def laws(p: Points, floor: float | None = None) -> Laws:
 
 
 def _before(p: Points, best_of: Points, able: list[str], floor: float | None) -> tuple[str, str]:
-    """The law of compute that foretold the best of larger budgets with less than HALF of the error of that of N and D, on the same splits, and how; '' where none."""
+    """The law of compute that foretold the best of larger budgets with less than HALF of the error of that of N and D by which forecasts go, on the same splits, and how; '' where none."""
     at, top = budgets(p.flops), budgets(best_of.flops)
+    both = DRAWN if len(p.loss) <= SCARCE else "L(N, D)"
 
     def errors(form: str, n: int) -> np.ndarray | None:
-        few, given = (p.take(at < n), floor) if form == "L(N, D)" else (best_of.take(top < n), floor if form == "L(C)" else None)
+        few, given = (p.take(at < n), floor) if form == both else (best_of.take(top < n), floor if form == "L(C)" else None)
         if refusal(few, form, given):
             return None
         large = best_of.take(top >= n)
         law = fit(few, form, given, draws=2)
         return np.log(law.loss(**{v: getattr(large, v) for v in law.variables}) / large.loss)
 
-    sizes = {n: e for n in range(2, top.max() + 1) if (e := errors("L(N, D)", n)) is not None}
+    sizes = {n: e for n in range(2, top.max() + 1) if (e := errors(both, n)) is not None}
     found = []
     for form in able:
         pairs = [(mine, e) for n, e in sizes.items() if (mine := errors(form, n)) is not None]
         if sum(len(e) for _, e in pairs) >= FEW:
             mine, other = (float(np.sqrt(np.mean(np.concatenate(v) ** 2))) for v in zip(*pairs, strict=True))
-            said = f"{form} goes first, as it foretold the best of larger budgets to {mine:.2%} and L(N, D) to {other:.2%} (root mean square, {len(pairs)} splits)"
+            said = f"{form} goes first, as it foretold the best of larger budgets to {mine:.2%} and {both} to {other:.2%} (root mean square, {len(pairs)} splits)"
             found.append((mine / other, form, said))
     ratio, form, said = min(found, default=(np.inf, "", ""))
     return (form, said) if ratio < HALF else ("", "")

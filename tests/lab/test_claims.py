@@ -87,6 +87,27 @@ def test_clocks_need_not_agree(tmp_path, fast, monkeypatch):
         assert claims.take(tmp_path, "p") is None
 
 
+def test_a_holder_outlives_a_folder_that_cannot_be_listed_for_a_moment(tmp_path, fast, monkeypatch):
+    """And still ends where another has taken over meanwhile."""
+    lost, listdir, broken = threading.Event(), os.listdir, [True]
+
+    def failing(path):
+        if broken[0]:
+            raise OSError(116, "Stale file handle")
+        return listdir(path)
+
+    with claims.take(tmp_path, "p", lost.set) as claim:
+        monkeypatch.setattr(claims.os, "listdir", failing)
+        time.sleep(0.3)
+        assert not lost.is_set()
+        broken[0] = False
+        before = claim.path.stat().st_mtime_ns
+        time.sleep(0.3)
+        assert claim.path.stat().st_mtime_ns > before  # it beats again
+        (claim.path.parent / "p.9").write_text("{}")
+        assert lost.wait(2)
+
+
 def test_takers_that_race_do_not_both_win(tmp_path):
     """Eight threads take, hold and release one claim: never are two inside."""
     inside, seen, won = Counter(), [], Counter()

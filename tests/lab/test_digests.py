@@ -75,6 +75,10 @@ for spec in (P(), P("a"), P(("a", "b")), P("b", "a"), P(None, ("b", "a")), P(Non
     assert digests(on) == want, spec
 bad = np.array(x["w"]); bad[0, 0, 1], bad[7, 15, 3] = bad[7, 15, 3], bad[0, 0, 1]
 assert digests({"w": jax.device_put(bad, NamedSharding(mesh, P("a")))})["w"] != want["w"]
+whole = NamedSharding(mesh, P())
+copies = [jax.device_put(bad if d.id == 2 else x["w"], d) for d in jax.devices()]
+odd = digests({"w": jax.make_array_from_single_device_arrays(bad.shape, whole, copies)})["w"]
+assert "/" in odd and odd != want["w"], odd  # one of eight copies is another
 print(len(jax.devices()))
 """
 

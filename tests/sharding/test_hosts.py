@@ -106,7 +106,7 @@ def test_two_processes_leave_one_study_as_one_does(tmp_path):
     for x, y in zip(a, b, strict=True):
         for k in ("loss", "grad_norm", "eval_loss", "eval_ema", "spectrum_time_3", "spectrum_band_1"):
             assert y[k] == (None if x[k] is None else pytest.approx(x[k], rel=1e-5)), k
-    assert sorted(p.name for p in two.glob("hosts/*.json")) == ["host-0.json", "host-1.json"]
+    assert sorted(p.name for p in two.glob("*/hosts/*.json")) == ["host-0.json", "host-1.json"]
     for name in ("samples.npz", "weights", "card.json", "done.json", "timing.json"):
         assert [bool(list(f.glob(f"*/{name}"))) for f in (one, two)] == [True, True], name
 
