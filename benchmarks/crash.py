@@ -154,10 +154,11 @@ def begin(
             _kill(*kill)
         if promise:
             _broken(promise)
-        which, hosts, port, devices, options = host or (0, 1, 0, 1, ())
+        which, hosts, port, devices, options = host or (0, 1, 0, 0, ())
         if hosts > 1:
             os.environ |= {"LAB_COORDINATOR": f"127.0.0.1:{port}", "LAB_HOSTS": str(hosts), "LAB_HOST": str(which)}
-        jax.config.update("jax_num_cpu_devices", devices)
+        if devices:
+            jax.config.update("jax_num_cpu_devices", devices)
         code = cli.main(["run", str(folder / "tiny.py"), "--workdir", str(folder / "runs"), *options])
     except BaseException:
         traceback.print_exc()

@@ -677,18 +677,18 @@ def _diverged(pop: Population, state: State) -> list[str]:
 
 def _leave(folder: Path, step: int, state: State) -> None:
     """Keep the states of a population's trials for longer horizons; durable when it returns."""
-    _without(folder / TRUNK)  # of an attempt that began again from before
-    store = Checkpoints(folder / TRUNK, keep=1)
+    store = _emptied(folder / TRUNK)  # of an attempt that began again from before
     store.save(step, state)
     store.wait()
     store.close()
 
 
-def _without(folder: Path) -> None:
-    """Delete a folder before any process writes there anew."""
+def _emptied(folder: Path) -> Checkpoints:
+    """A store of one step, without what an earlier attempt has left; only one of several processes removes that, and before any saves."""
     if hosts.first():
         shutil.rmtree(folder, ignore_errors=True)
-    hosts.barrier(f"{folder.parent.name}/{folder.name} is empty")
+    hosts.barrier(f"{folder.name} is empty")
+    return Checkpoints(folder, keep=1)
 
 
 def remove_checkpoints(folder: Path) -> None:
@@ -705,8 +705,7 @@ def keep_best(folder: Path, pop: Population, state: State, judged: dict) -> bool
             best[t.arm] = i
     if not best:
         return False
-    _without(folder / "weights")  # of an attempt that was killed before it said so
-    store = Checkpoints(folder / "weights", keep=1)
+    store = _emptied(folder / "weights")  # of an attempt that was killed before it said so
     kept = {pop.trials[i].id: hosts.fetch(jax.tree.map(lambda x: x[i], state.ema)) for i in best.values()}  # noqa: B023
     meta = {pop.trials[i].id: {"arm": arm, "loss": float(loss[i])} for arm, i in best.items()}
     store.save(pop.config["train"]["steps"], kept, {"trials": meta, "weights": "average (EMA)"})

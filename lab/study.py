@@ -599,7 +599,7 @@ class Study:
             with self._progress() as progress:
                 self._train(opened, progress, interrupt, order, wait=not only and self._goes_on())
             left = [n for n in self.packs if not record.finished(folder / n)]
-            if hosts.told(bool(left)):  # another process may see a file later
+            if hosts.told(len(left)):  # as the first process sees it: whoever shares the study may have ended one since
                 self.others = {n: claims.holders(folder).get(n, "nobody") for n in left or self.packs}
                 return folder
         with self.alone(), self._progress() as progress:

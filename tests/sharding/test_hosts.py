@@ -13,21 +13,21 @@ HERE = Path(__file__).resolve().parent
 PLACED = ("data", "fsdp", "fsdp+tensor", "sequence", "trials")
 
 
-def compared(hosts, devices, steps, judged):
+def compared(hosts, devices, steps, names, judged):
     """{placement: what each process says} and what one process of one device says."""
     alone = start(1, 1, str(HERE / "worker.py"), "plain,plain trials", str(steps), "plain,plain trials" if "trials" in judged else "plain")
-    several = start(hosts, devices, str(HERE / "worker.py"), ",".join(PLACED), str(steps), ",".join(judged))
+    several = start(hosts, devices, str(HERE / "worker.py"), ",".join(names), str(steps), ",".join(judged))
     rows = [json.loads(line) for out in end(several) for line in out.splitlines() if line.startswith("{")]
     plain = {r["name"]: r for out in end(alone) for r in map(json.loads, filter(lambda line: line.startswith("{"), out.splitlines()))}
-    return {name: [r for r in rows if r["name"] == name] for name in PLACED}, plain
+    return {name: [r for r in rows if r["name"] == name] for name in names}, plain
 
 
 def farthest(a, b):
     return max(abs(x - y) for one, two in zip(a, b, strict=True) for x, y in zip(one, two, strict=True))
 
 
-def check(hosts, devices, steps, judged=PLACED):
-    placed, plain = compared(hosts, devices, steps, judged)
+def check(hosts, devices, steps, names=PLACED, judged=PLACED):
+    placed, plain = compared(hosts, devices, steps, names, judged)
     for name, rows in placed.items():
         want = plain["plain trials" if name == "trials" else "plain"]
         assert len(rows) == hosts
@@ -40,15 +40,15 @@ def check(hosts, devices, steps, judged=PLACED):
             assert (row["global"], row["missed"]) == (True, []), name
     assert plain["plain"]["judged"].keys() == {"eval_loss", "eval_ema"}
     # a batch is read once where it is divided over hosts, and whole by each where it is not
-    assert sorted(r["share"] for r in placed["data"]) == [[i, hosts] for i in range(hosts)]
+    assert sorted(r["share"] for r in placed["fsdp+tensor"]) == [[i, hosts] for i in range(hosts)]
     assert [r["share"] for r in placed["trials"]] == [[0, 1]] * hosts
-    wrong = placed["data"][0]["wrong"]
+    wrong = placed["fsdp+tensor"][0]["wrong"]
     assert farthest(wrong, plain["plain"]["losses"][: len(wrong)]) > 1e-3  # what is compared can differ
 
 
-def test_two_processes_compute_what_one_does_under_every_placement():
-    """Of fewer steps and devices, and one of the evaluations alone, than its slow siblings."""
-    check(2, 2, 6, judged=("fsdp+tensor",))
+def test_two_processes_compute_what_one_does_under_placements_that_differ():
+    """Batch, heads and channels, tokens, or trials over processes; of fewer steps and devices, and one evaluation, than its slow siblings."""
+    check(2, 2, 6, names=("fsdp+tensor", "sequence", "trials"), judged=("fsdp+tensor",))
 
 
 @pytest.mark.slow

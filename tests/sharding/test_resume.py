@@ -41,7 +41,7 @@ end("kill 0", cut, crash.several(cut, at(2, signal.SIGKILL, 0)))
 if full:
     end("kill 1", cut, crash.several(cut, at(4, signal.SIGKILL, 1)))
 end("whole", whole, undisturbed)
-alone = crash.several(other, options=(*crash.PLACED, "--config.run.mesh.data=2"), hosts=1)
+alone = crash.several(other, options=(*crash.PLACED, "--config.run.mesh.data=2", "--config.run.mesh.fsdp=2"), hosts=1)
 end("end", cut, crash.several(cut))
 end("alone", other, alone)
 told["found"] = {name: crash.outcome(f) for name, f in (("whole", whole), ("cut", cut))}

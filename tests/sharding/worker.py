@@ -50,14 +50,14 @@ def train(pop: Population, carry: list, source: small.Source, steps: int, host: 
 
 
 def main(name: str, steps: int, judged: bool) -> dict:
-    """What comes of a placement; of `data` also with a batch of which every process reads the first part, which is wrong."""
+    """What comes of a placement; of `fsdp+tensor` also with a batch of which every process reads the first part, which is wrong."""
     points = [{"optim.lr": LR / 2**i} for i in range(3)] if name.endswith("trials") else [{"optim.lr": LR}]
     group, source = small.trials(points, **PLACEMENTS[name]), small.Source()
     pop = Population(group, source, held_out(group[0].config, source))
     pop.program = pop.program if judged else Unjudged(**vars(pop.program))
     carry = pop.init()
     pop.compile(carry)
-    again = [jnp.copy(x) for x in carry] if name == "data" else None
+    again = [jnp.copy(x) for x in carry] if name == "fsdp+tensor" else None
     seen, carry = train(pop, carry, source, steps, pop.share())
     judged = {k: np.asarray(v)[: len(points)].tolist() for k, v in jax.device_get(pop.evaluate(carry)).items()}
     state = pop.state(carry)
