@@ -62,7 +62,15 @@ def _packed(folder: Path) -> pa.Table | None:
         raise UserError(f"file {str(path)!r} is damaged ({str(e).splitlines()[0]}); delete its folder and run again") from None
     if missing := [c for c in KEYS if c not in rows.column_names]:
         raise UserError(f"file {str(path)!r} has no column {missing[0]!r}; restore it, or delete its folder and run again")
+    told, rows = (rows.schema.metadata or {}).get(b"columns"), rows.replace_schema_metadata(None)
+    if told not in (None, _columns(rows)):  # of files of before none is told
+        raise UserError(f"file {str(path)!r} is damaged (names of columns); delete its folder and run again")
     return rows
+
+
+def _columns(rows: pa.Table) -> bytes:
+    """Checksum of the columns' names and types, which parquet's own do not cover."""
+    return b"%08x" % zlib.crc32(rows.schema.remove_metadata().to_string().encode())
 
 
 def position(folder: Path) -> dict[str, list[int]]:
@@ -160,6 +168,7 @@ def compact(folder: Path) -> None:
     """Turn the segments of a finished population into rows.parquet."""
     table = read_rows(folder)
     temporary = folder / ".rows.parquet"
+    table = table.replace_schema_metadata({"columns": _columns(table)})
     pq.write_table(table, temporary, write_page_checksum=True)  # or a flipped bit would be another number
     with temporary.open("rb") as f:
         os.fsync(f.fileno())
