@@ -73,12 +73,12 @@ class Backend:
         each = self.gpus if self.nodes > 1 and self.gpus else 1
         values = [e for e in job.env if "=" in e]
         words = [
-            ("--workdir", str(logs)),
-            *(("--option", f"{k}={v}") for k, v in self.given.items()),
+            (f"--workdir {job.workdir!r}", str(logs)),
+            *((f"--option {k}={v!r}", v) for k, v in self.given.items()),
             *((f"--env {e.split('=')[0]}", e) for e in values),
         ]
         if odd := [what for what, word in words if ODD.search(word)]:
-            raise UserError(f"{odd[0]}: an #SBATCH line cannot hold blanks, quotes, backslashes and #")
+            raise UserError(f"{odd[0]}: an #SBATCH line cannot hold blanks, quotes, backslashes or #")
         if odd := [e for e in values if "," in e]:
             raise UserError(f"--env {odd[0].split('=')[0]}: sbatch cannot pass a value with a comma; export it and give its name alone")
         head = [

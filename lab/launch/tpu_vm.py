@@ -18,7 +18,7 @@ git ls-files --error-unmatch -- {file} > /dev/null 2>&1 || {{ echo {file}" is no
 git ls-files -z | tar --null --files-from=- -czf {bundle}"""
 WAIT = """failed=0
 until state=$({ask}) && failed=0 || [ $((failed += 1)) -lt 20 ] || exit 1; [ "$state" = ACTIVE ]; do
-  case "$state" in FAILED | SUSPENDED | SUSPENDING | DELETING) echo "the slice is $state" >&2; exit 1 ;; esac
+  case "$state" in FAILED | SUSPENDED | SUSPENDING | DELETING) echo "the slice is $state; give it back by "{end} >&2; exit 1 ;; esac
   sleep 30
 done"""
 STATES = {"ACTIVE": "running", "FAILED": "ended", "SUSPENDED": "ended", "SUSPENDING": "ended", "DELETING": "ended"}
@@ -59,12 +59,13 @@ class Backend:
             f"mkdir -p {MOUNT} && {{ mountpoint -q {MOUNT} || {FUSE} {shlex.quote(bucket)} {MOUNT}; }} && ./launch.sh env && "
             f"{{ setsid nohup {shlex.join(there.command(['./launch.sh']))} >> ../{job.name}.log 2>&1 < /dev/null & }}"
         )
+        wait = WAIT.format(ask=shlex.join(self._describe(job.name)), end=shlex.quote(shlex.join(self.cancel(job, [job.name])[0].argv)))
         tpu = ("gcloud", "compute", "tpus")
         ask = (*tpu, "queued-resources", "create", job.name, f"--node-id={job.name}", *self.place)
         return [
             Step(("bash", "-c", pack)),
             Step((*ask, f"--accelerator-type={self.type}", f"--runtime-version={self.runtime}", *extra)),
-            Step(("bash", "-c", WAIT.format(ask=shlex.join(self._describe(job.name))))),
+            Step(("bash", "-c", wait)),
             Step((*tpu, "tpu-vm", "scp", str(bundle), f"{job.name}:", "--worker=all", *self.place)),
             Step((*tpu, "tpu-vm", "ssh", job.name, "--worker=all", *self.place, f"--command={run}")),
         ]
