@@ -148,6 +148,10 @@ def test_an_experiment_that_would_not_be_sent_is_named(slice_, tmp_path):
     (tpu_vm.ROOT / "new one.py").write_text("")
     with pytest.raises(UserError, match=r"new one\.py is not tracked by git"):
         end.steps(job._replace(experiment=str(tpu_vm.ROOT / "new one.py")))[0].do()
+    program(tmp_path / "bin", "git", "[ $2 != -z ] || { printf 'x.py\\0'; exit 128; }")  # a list that is cut off
+    with pytest.raises(UserError, match="fails with exit code 128"):
+        end.steps(job)[0].do()
+    (tmp_path / "bin" / "git").unlink()
     (tpu_vm.ROOT / "x.py").unlink()  # tracked and gone: tar alone sees it
     with pytest.raises(UserError, match="fails with exit code 2"):
         end.steps(job)[0].do()
