@@ -10,6 +10,7 @@ import json
 import os
 import re
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -171,6 +172,18 @@ def running(pid: int) -> bool:
     except PermissionError:
         pass
     return True
+
+
+def born(pid: int) -> str:
+    """What tells a process of this machine from any other that has, had or will have its number, without spaces; '' where none has it."""
+    try:
+        ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]  # since the kernel's start; field 22 of proc(5)
+        return f"{_here()}:{ticks}"
+    except OSError:
+        if Path("/proc/self/stat").exists():
+            return ""
+    told = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True)  # no /proc: a date, to the second
+    return "-".join(told.stdout.split())
 
 
 def server_time(folder: Path) -> float:

@@ -25,6 +25,7 @@ class Backend:
 
     tasks = "workers"
     here = False
+    ahead = True
 
     def __init__(
         self,
@@ -124,7 +125,9 @@ class Backend:
             **{"restartPolicy": "Never", "terminationGracePeriodSeconds": self.grace, "containers": [container]},
             "nodeSelector": {"cloud.google.com/gke-tpu-accelerator": self.accelerator, "cloud.google.com/gke-tpu-topology": self.topology},
         }
-        fuse = {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": {"bucketName": bucket, "mountOptions": "implicit-dirs"}}
+        # no caches: each host has a mount of its own and is to see at once what the others write
+        options = "implicit-dirs,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0"
+        fuse = {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": {"bucketName": bucket, "mountOptions": options}}
         volume = {"persistentVolumeClaim": {"claimName": self.claim}} if self.claim else {"csi": fuse}
         pod |= {"volumes": [{"name": "study", **volume}]} if self.claim or bucket else {}
         template = {"spec": pod} | ({"metadata": {"annotations": {"gke-gcsfuse/volumes": "true"}}} if bucket else {})

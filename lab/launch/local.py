@@ -1,7 +1,5 @@
 """Workers on this machine: each is a `lab run` in the background, and they share the study's populations."""
 
-import signal
-
 from lab import claims
 from lab.errors import UserError
 from lab.launch.job import Job, Step, lab
@@ -13,6 +11,7 @@ class Backend:
     needs = ()
     tasks = "workers"
     here = True
+    ahead = False
 
     def __init__(self, workers: int = 2):
         if workers < 1:
@@ -28,12 +27,13 @@ class Backend:
         return [Step(command, log=logs / f"{job.name}-{begun + i}.log") for i, _ in enumerate(job.tasks)]
 
     def handles(self, job: Job, said: list[str]) -> list[str]:
-        """host, process number and log of each task."""
-        return [f"{claims.owner().rpartition(':')[0]} {line}" for line in said]
+        """Of each task `host pid@born log`; `born` tells its process from a later one of that number."""
+        host = claims.owner().rpartition(":")[0]
+        return [f"{host} {pid}@{claims.born(int(pid))} {log}" for pid, log in (line.split(" ", 1) for line in said)]
 
     def states(self, job: Job, handles: list[str]) -> list[str]:
         """running or ended, of each task; UserError on another machine, where that cannot be told."""
-        return ["running" if claims.running(_pid(h)) else "ended" for h in handles]
+        return ["running" if _pid(h) else "ended" for h in handles]
 
     def logs(self, job: Job, handles: list[str], task: int) -> Step:
         """What prints the log of a task."""
@@ -41,11 +41,13 @@ class Backend:
 
     def cancel(self, job: Job, handles: list[str]) -> list[Step]:
         """Asks each process to save its state and end."""
-        return [Step(("kill", f"-{signal.SIGTERM.name.removeprefix('SIG')}", str(_pid(h)))) for h in handles if claims.running(_pid(h))]
+        return [Step(("kill", "-TERM", str(pid))) for h in handles if (pid := _pid(h))]
 
 
-def _pid(handle: str) -> int:
-    host, pid, _ = handle.split(" ", 2)
+def _pid(handle: str) -> int | None:
+    """The process number of a task that runs; None of one that has ended."""
+    host, process, _ = handle.split(" ", 2)
     if host != claims.owner().rpartition(":")[0]:
         raise UserError(f"the workers of this study run on {host!r}; ask there")
-    return int(pid)
+    pid, _, born = process.partition("@")
+    return int(pid) if born and born == claims.born(int(pid)) and claims.running(int(pid)) else None

@@ -11,6 +11,7 @@ import time
 
 FINAL = (0, 2, 3)
 INTERRUPTED = 75
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # by the signal itself, as while the command still starts: it has lost nothing
 PAUSE = 5.0  # seconds before the first new attempt
 LONGEST = 300.0
 
@@ -32,8 +33,10 @@ def supervise(argv: list[str], budget: int) -> int:
                 child.send_signal(asked[-1])
             code = child.wait()
             code = 128 - code if code < 0 else code
-            if code in FINAL or asked:
+            if code in FINAL:
                 return code
+            if asked:
+                return INTERRUPTED if code in STOPPED else code
             crashes += code != INTERRUPTED
             if crashes > budget:
                 print(f"lab: exit code {code}, and no more than {budget} new attempts", file=sys.stderr)

@@ -29,6 +29,8 @@ fi
 exit "$code"
 """
 
+ODD = re.compile(r"[\s\"'\\#]")  # where sbatch would end a word or the line, or begin a comment
+
 
 class Backend:
     """One array job, whose runs get SIGTERM `grace` seconds before the time is up, save their state and end with 75.
@@ -39,6 +41,7 @@ class Backend:
     needs = ("sbatch", "squeue", "scancel", "scontrol")
     tasks = "populations"
     here = True
+    ahead = False
 
     def __init__(
         self,
@@ -69,6 +72,13 @@ class Backend:
         # one process a node, or where there are several nodes one a GPU, as jax.distributed expects
         each = self.gpus if self.nodes > 1 and self.gpus else 1
         values = [e for e in job.env if "=" in e]
+        words = [
+            (f"--workdir {job.workdir!r}", str(logs)),
+            *((f"--option {k}={v!r}", v) for k, v in self.given.items()),
+            *((f"--env {e.split('=')[0]}", e) for e in values),
+        ]
+        if odd := [what for what, word in words if ODD.search(word)]:
+            raise UserError(f"{odd[0]}: an #SBATCH line cannot hold blanks, quotes, backslashes or #")
         if odd := [e for e in values if "," in e]:
             raise UserError(f"--env {odd[0].split('=')[0]}: sbatch cannot pass a value with a comma; export it and give its name alone")
         head = [
@@ -96,9 +106,11 @@ class Backend:
         """pending, running or ended, of each task."""
         check_tools(("squeue",), "slurm")
         arrays = sorted({h.split("_")[0] for h in handles})
-        # an array that has left the queue is an error of squeue's, and the same as an empty answer
         asked = ["squeue", "--noheader", "--array", f"--jobs={','.join(arrays)}", "--states=all", "--format=%A %F_%K %T"]
-        told = dict(line.split()[1:] for line in subprocess.run(asked, capture_output=True, text=True).stdout.splitlines())
+        done = subprocess.run(asked, capture_output=True, text=True)
+        if done.returncode and "Invalid job id" not in done.stderr:  # which says that the array has left the queue
+            raise UserError(f"squeue cannot tell of {job.name!r}: {next(iter(done.stderr.strip().splitlines()[-1:]), '')}")
+        told = dict(line.split()[1:] for line in done.stdout.splitlines())
         return [_state(told.get(h, "")) for h in handles]
 
     def logs(self, job: Job, handles: list[str], task: int) -> Step:

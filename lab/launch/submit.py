@@ -105,35 +105,46 @@ def submit(
     job: Job, to: str, options: dict[str, Any], end: Any, prepare: Callable[[], None], dry: bool, say: Callable[[str], None]
 ) -> None:
     """Submit what is neither done nor pending nor running; `dry` tells what would run and touches nothing. `prepare` writes study.json."""
-    if not dry:
-        check_tools(end.needs, to)
+    if dry:
+        alive = _alive(job, to) if all(map(shutil.which, end.needs)) else []
+        tasks = _without(job.tasks, [t for t, _ in alive])
+        return say("\n".join(s.shown() for s in end.steps(job._replace(tasks=tasks))) if tasks else _nothing(job, alive))
+    check_tools(end.needs, to)
+    end.steps(job)  # what a back end refuses, it refuses before anything is written
+    (job.folder / "logs").mkdir(parents=True, exist_ok=True)
+    with claims.alone(job.folder, "submission", say):
+        alive = _alive(job, to)  # within the claim: of two submissions at a time the second sees the tasks of the first
+        tasks = _without(job.tasks, [t for t, _ in alive])
+        if not tasks:
+            return say(_nothing(job, alive))
+        prepare()
+        job = job._replace(tasks=tasks)
+        steps, said = end.steps(job), []
+        if end.ahead:  # what a step asks for is paid, also where a later one fails
+            _write(job, to, options, alive, end.handles(job, said))
+        said = [s.do(environment(job) if s.log else None) for s in steps]
+        _write(job, to, options, alive, end.handles(job, said))
+    say(f"{job.name}: {len(tasks)} tasks on {to}; lab status {job.folder}")
+
+
+def _alive(job: Job, to: str) -> list[tuple[str, str]]:
+    """(task, handle) of those of the study that are pending or running; UserError where they are another submission's."""
     before = read(job.folder)
-    alive = before.alive() if before is not None and (not dry or all(map(shutil.which, end.needs))) else []
+    alive = before.alive() if before is not None else []
     if alive and (before.to != to or before.job.name != job.name):
         were = f"{len(alive)} tasks pending or running as {before.job.name!r} on {before.to!r}"
         raise UserError(f"{job.study!r} has {were}; end them by `lab cancel {job.folder}`")
-    tasks = _without(job.tasks, [t for t, _ in alive])
-    if not tasks:
-        return say(
-            f"{job.name}: nothing to submit; {len(alive)} tasks are pending or running"
-            if alive
-            else f"{job.name}: nothing is left to train"
-        )
-    job = job._replace(tasks=tasks)
-    steps = end.steps(job)
-    if dry:
-        return say("\n".join(s.shown() for s in steps))
-    prepare()
-    job.folder.mkdir(parents=True, exist_ok=True)
-    (job.folder / "logs").mkdir(exist_ok=True)
-    env = environment(job)
-    with claims.alone(job.folder, "submission"):
-        said = [s.do(env if s.log else None) for s in steps]
-        handles = end.handles(job, said)
-        whole = job._replace(tasks=tuple([*(t for t, _ in alive), *tasks]))
-        told = {"to": to, "options": options, "job": whole._asdict(), "handles": [*(h for _, h in alive), *handles]}
-        write_json(job.folder / FILE, told)
-    say(f"{job.name}: {len(tasks)} tasks on {to}; lab status {job.folder}")
+    return alive
+
+
+def _nothing(job: Job, alive: list[tuple[str, str]]) -> str:
+    return f"{job.name}: " + (f"nothing to submit; {len(alive)} tasks are pending or running" if alive else "nothing is left to train")
+
+
+def _write(job: Job, to: str, options: dict[str, Any], alive: list[tuple[str, str]], handles: list[str]) -> None:
+    whole = job._replace(tasks=tuple([*(t for t, _ in alive), *job.tasks]))
+    told = {"to": to, "options": options, "job": whole._asdict(), "handles": [*(h for _, h in alive), *handles]}
+    write_json(job.folder / FILE, told)
 
 
 def _without(tasks: tuple[str, ...], taken: list[str]) -> tuple[str, ...]:

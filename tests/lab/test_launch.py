@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,10 +16,10 @@ import pytest
 import yaml
 from test_study import TESTS, experiment, mistake
 
-from lab import cli, record
+from lab import claims, cli, record
 from lab.errors import UserError
-from lab.launch import doctor, retry, submit
-from lab.launch.job import ROOT, Job, name
+from lab.launch import doctor, local, retry, submit, tpu_vm
+from lab.launch.job import ROOT, Job, Step, name
 
 PYTHON = sys.executable
 JOB = Job("tiny-0123abcd", "tiny", "experiments/tiny.py", ("--config.train.batch=8",), "gs://bucket/runs", "runs", ("b-2", "a-1"), (), 3)
@@ -79,17 +80,204 @@ def test_slurm_by_hand():
 
 def test_tpu_vm_by_hand():
     given = ("type=v5litepod-16", "zone=us-west4-a", "runtime=v2-alpha-tpuv5-lite", "spot=True")
-    ask, pack, wait, copy, run = shown("tpu-vm", JOB._replace(experiment=str(ROOT / "experiments" / "quickstart.py"), tasks=("",)), *given)
+    pack, ask, wait, copy, run = shown("tpu-vm", JOB._replace(experiment=str(ROOT / "experiments" / "quickstart.py"), tasks=("",)), *given)
     tpus = "$ gcloud compute tpus"
     kind = "--accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite --spot"
     assert ask == f"{tpus} queued-resources create tiny-0123abcd --node-id=tiny-0123abcd --zone=us-west4-a {kind}"
     assert "git ls-files" in pack
-    assert "= ACTIVE ]; do sleep 30; done" in wait
+    assert "queued-resources describe tiny-0123abcd --zone=us-west4-a" in wait
     assert copy == f"{tpus} tpu-vm scp runs/tiny/tiny-0123abcd.tgz tiny-0123abcd: --worker=all --zone=us-west4-a"
     assert run.startswith(f"{tpus} tpu-vm ssh tiny-0123abcd --worker=all --zone=us-west4-a '--command=mkdir -p tiny-0123abcd && ")
     lab = "./launch.sh run experiments/quickstart.py --workdir /tmp/study/runs --retries 3 --config.train.batch=8"
-    mount = "mkdir -p /tmp/study && { mountpoint -q /tmp/study || gcsfuse --implicit-dirs bucket /tmp/study; }"
-    assert f"export LAB_EXTRAS=icons,tpu && {mount} && ./launch.sh env && setsid nohup {lab} >> ../tiny-0123abcd.log" in run
+    fuse = "gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 bucket /tmp/study"
+    mount = f"mkdir -p /tmp/study && {{ mountpoint -q /tmp/study || {fuse}; }}"
+    told = "export LAB_EXTRAS=icons,tpu && export LAB_HOSTS=auto"
+    begin = f"{{ setsid nohup {lab} >> ../tiny-0123abcd.log 2>&1 < /dev/null & }}"
+    assert f"{told} && {mount} && ./launch.sh env && {begin}" in run
+
+
+def program(folder, called, text):
+    """A shell script in place of a program that this machine lacks, first on PATH."""
+    folder.mkdir(exist_ok=True)
+    (folder / called).write_text(f"#!/bin/bash\n{text}\n")
+    (folder / called).chmod(0o755)
+    os.environ["PATH"] = f"{folder}:{os.environ['PATH'].removeprefix(f'{folder}:')}"
+
+
+@pytest.fixture
+def slice_(tmp_path, monkeypatch):
+    """(job, end) of a project of its own, whose experiment is tracked."""
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+    root = tmp_path / "the project"
+    root.mkdir()
+    (root / "x.py").write_text("")
+    (root / "launch.sh").write_text('#!/bin/bash\n[ "$1" != env ] || exit "${BROKEN:-0}"\necho "$LAB_HOSTS" "$MODE" "$@"\n')
+    (root / "launch.sh").chmod(0o755)
+    subprocess.run("git init -q && git add .", shell=True, cwd=root, check=True)
+    monkeypatch.setattr(tpu_vm, "ROOT", root)
+    monkeypatch.setattr(tpu_vm, "MOUNT", str(tmp_path / "study"))
+    job = JOB._replace(
+        experiment=str(root / "x.py"), home=str(tmp_path / "runs"), workdir="gs://a bucket/runs", tasks=("",), env=("MODE=a; b",)
+    )
+    job.folder.mkdir(parents=True)
+    return job, submit.backend("tpu-vm", {"type": "v4-8", "zone": "z", "runtime": "r"})
+
+
+def test_what_is_packed_begins_on_a_host_and_a_failure_before_is_told(slice_, tmp_path):
+    job, end = slice_
+    host = tmp_path / "host"
+    program(tmp_path / "bin", "gcsfuse", f'echo "$@" > {tmp_path}/mounted')
+    pack, *_, run = end.steps(job)
+    pack.do()
+    start = ["bash", "-c", run.argv[-1].removeprefix("--command=")]
+    host.mkdir()
+    assert subprocess.run(start, cwd=host, capture_output=True).returncode != 0  # nothing to unpack
+    shutil.copy(job.folder / f"{job.name}.tgz", host)
+    assert subprocess.run(start, cwd=host, env={**os.environ, "BROKEN": "1"}, capture_output=True).returncode == 1
+    assert not (host / f"{job.name}.log").exists()
+    done = subprocess.run(start, cwd=host, capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stdout) == (0, "")
+    until(lambda: (host / f"{job.name}.log").read_text())
+    study = tmp_path / "study"
+    assert (host / f"{job.name}.log").read_text() == f"auto a; b run x.py --workdir {study}/runs --retries 3 --config.train.batch=8\n"
+    assert (tmp_path / "mounted").read_text().endswith(f"=0 a bucket {study}\n")
+
+
+def test_an_experiment_that_would_not_be_sent_is_named(slice_, tmp_path):
+    job, end = slice_
+    (tpu_vm.ROOT / "new one.py").write_text("")
+    with pytest.raises(UserError, match=r"new one\.py is not tracked by git"):
+        end.steps(job._replace(experiment=str(tpu_vm.ROOT / "new one.py")))[0].do()
+    program(tmp_path / "bin", "git", "[ $2 != -z ] || { printf 'x.py\\0'; exit 128; }")  # a list that is cut off
+    with pytest.raises(UserError, match="fails with exit code 128"):
+        end.steps(job)[0].do()
+    (tmp_path / "bin" / "git").unlink()
+    (tpu_vm.ROOT / "x.py").unlink()  # tracked and gone: tar alone sees it
+    with pytest.raises(UserError, match="fails with exit code 2"):
+        end.steps(job)[0].do()
+
+
+@pytest.mark.parametrize(
+    "state, told",
+    [
+        ("ACTIVE", None),
+        ("FAILED", "the slice is FAILED; give it back by gcloud .* delete tiny-0123abcd"),
+        ("SUSPENDED", "the slice is SUSPENDED"),
+    ],
+)
+def test_the_wait_for_a_slice_ends(slice_, tmp_path, state, told):
+    job, end = slice_
+    program(tmp_path / "bin", "sleep", "exit")
+    program(tmp_path / "bin", "gcloud", f"echo >> {tmp_path}/asked; [ $(wc -l < {tmp_path}/asked) -lt 3 ] && echo CREATING || echo {state}")
+    wait = end.steps(job)[2]
+    if told is None:
+        assert wait.do() == ""
+    else:
+        with pytest.raises(UserError, match=told):
+            wait.do()
+    assert (tmp_path / "asked").read_text() == "\n" * 3
+    program(tmp_path / "bin", "gcloud", f"echo >> {tmp_path}/failed; echo no quota >&2; exit 1")
+    with pytest.raises(UserError, match="no quota"):
+        wait.do()
+    assert (tmp_path / "failed").read_text() == "\n" * 20
+
+
+def test_what_is_paid_is_told_before_it_is_asked_for(slice_, tmp_path):
+    job, end = slice_
+    program(tmp_path / "bin", "gcloud", 'case "$*" in *describe*) echo CREATING ;; *) echo no scp >&2; exit 1 ;; esac')
+    options = {"type": "v4-8", "zone": "z", "runtime": "r"}
+    with pytest.raises(UserError, match="no scp"):
+        submit.submit(job, "tpu-vm", options, end, lambda: None, False, print)
+    assert submit.read(job.folder).handles == [job.name]
+    assert submit.read(job.folder).states() == ["pending"]
+
+
+@pytest.mark.parametrize(
+    "to, tool, gone, options",
+    [
+        ("slurm", "squeue", "slurm_load_jobs error: Invalid job id specified", {}),
+        ("tpu-vm", "gcloud", "ERROR: (gcloud.compute.tpus) NOT_FOUND: no such thing", {"type": "v4-8", "zone": "z", "runtime": "r"}),
+    ],
+)
+def test_an_error_of_a_tool_is_no_end(tmp_path, monkeypatch, to, tool, gone, options):
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+    end = submit.backend(to, options)
+    program(tmp_path, tool, f"echo '{gone}' >&2; exit 1")
+    assert end.states(JOB, ["7_0"]) == ["ended"]
+    program(tmp_path, tool, "echo 'error: cannot be reached' >&2; exit 1")
+    with pytest.raises(UserError, match=f"{tool} cannot tell of .*: error: cannot be reached"):
+        end.states(JOB, ["7_0"])
+
+
+@pytest.mark.parametrize(
+    "changed, named",
+    [({"workdir": "my runs", "home": "my runs"}, "--workdir 'my runs'"), ({"env": ("MODE=a\n#SBATCH --x",)}, "--env MODE")],
+)
+def test_what_an_sbatch_line_cannot_hold_is_refused(changed, named):
+    with pytest.raises(UserError, match=f"{named}: an #SBATCH line"):
+        shown("slurm", JOB._replace(**{"workdir": "runs", **changed}))
+    with pytest.raises(UserError, match="--option partition='a b': an #SBATCH line"):
+        shown("slurm", JOB._replace(workdir="runs"), "partition=a b")
+
+
+def test_a_later_process_of_the_same_number_is_another(tmp_path):
+    host, end = claims.owner().rpartition(":")[0], submit.backend("local", {})
+    with subprocess.Popen(["sleep", "60"]) as process:
+        try:
+            (mine,) = end.handles(JOB, [f"{process.pid} a log"])
+            where, ticks = claims.born(process.pid).rsplit(":", 1)
+            others = [f"{host} {process.pid}@{b} a log" for b in (f"{where}:{int(ticks) + 1}", f"0{where}:{ticks}", "")]
+            assert end.states(JOB, [mine, *others, f"{host} {process.pid} a log"]) == ["running", *["ended"] * 4]
+            assert [s.argv for s in end.cancel(JOB, [mine, *others])] == [("kill", "-TERM", str(process.pid))]
+            assert end.logs(JOB, [mine], 0).argv == ("cat", "a log")
+        finally:
+            process.kill()
+    assert end.states(JOB, [mine]) == ["ended"]
+
+
+@pytest.mark.skipif(shutil.which("ps") is None, reason="there is no ps")
+def test_without_proc_a_process_is_told_by_its_date(monkeypatch):
+    with subprocess.Popen(["sleep", "60"]) as process:
+        monkeypatch.setattr(claims, "Path", lambda p: Path(str(p).replace("/proc", "/nowhere")))
+        try:
+            told = claims.born(process.pid)
+            assert re.search(r"\d\d:\d\d:\d\d", told)
+            assert " " not in told
+        finally:
+            process.kill()
+    assert claims.born(process.pid) == ""
+
+
+class Sleepers(local.Backend):
+    """Workers of `local` that only wait."""
+
+    def steps(self, job):
+        return [Step(("sleep", "60"), log=step.log) for step in super().steps(job)]
+
+
+def test_of_two_submissions_at_a_time_one_has_nothing_to_submit(tmp_path):
+    job, lines = JOB._replace(workdir=str(tmp_path), home=str(tmp_path), tasks=("", "")), []
+    job.folder.mkdir()
+    ask = (job, "local", {}, Sleepers(), lambda: None, False, lines.append)
+    threads = [threading.Thread(target=submit.submit, args=ask) for _ in range(2)]
+    with claims.alone(job.folder, "submission"):
+        for t in threads:
+            t.start()
+        time.sleep(0.3)  # both have begun
+    for t in threads:
+        t.join()
+    try:
+        assert sorted(line.split(": ")[1].split(";")[0] for line in lines) == ["2 tasks on local", "nothing to submit"]
+        assert len(list((job.folder / "logs").iterdir())) == 2
+    finally:
+        submit.cancel(job.folder, False, print)
+
+
+def until(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 GKE = ("image=gcr.io/p/lab:1", "accelerator=tpu-v5p-slice", "topology=2x2x2", "hosts=2")
@@ -114,7 +302,8 @@ def test_gke_by_hand():
     }
     (container,) = pod["containers"]
     command = "lab run experiments/tiny.py --workdir /mnt/study/runs --retries 3 --config.train.batch=8"
-    assert pod["volumes"][0]["csi"]["volumeAttributes"]["bucketName"] == "bucket"
+    fuse = "implicit-dirs,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0"
+    assert pod["volumes"][0]["csi"]["volumeAttributes"] == {"bucketName": "bucket", "mountOptions": fuse}
     assert container["volumeMounts"] == [{"name": "study", "mountPath": "/mnt/study"}]
     assert container["command"] == command.split()
     assert container["env"] == [{"name": "MODE", "value": "fast"}]
@@ -265,6 +454,14 @@ def test_a_signal_reaches_the_command_and_ends_the_attempts():
     assert whole.stdout.readline() == "on\n"
     whole.send_signal(signal.SIGTERM)
     assert whole.wait(20) == 75  # asked to stop, so it does not begin again
+
+
+def test_a_command_that_is_stopped_before_it_listens_is_interrupted():
+    code = "from lab.launch import retry; import sys; sys.exit(retry.supervise(['bash', '-c', 'echo on; exec sleep 60'], 3))"
+    whole = subprocess.Popen([PYTHON, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert whole.stdout.readline() == "on\n"
+    whole.send_signal(signal.SIGTERM)
+    assert whole.wait(20) == 75
 
 
 def test_submitted_workers_train_the_study_and_what_is_lost_goes_again(tmp_path, monkeypatch, capsys):
