@@ -812,6 +812,9 @@ def _bench(args: argparse.Namespace) -> None:
     if not file.is_file():
         have = sorted(p.stem for p in (ROOT / "benchmarks").glob("[a-z]*.py"))
         raise unknown("benchmark", args.what, have)
+    from sharding import aot
+
+    aot.quiet()  # and no more of _jax: what compiles is measured, without a cache
     sys.argv = [str(file), *args.rest]
     runpy.run_path(str(file), run_name="__main__")
 

@@ -7,11 +7,11 @@ example. Times are those of a roofline: FLOPs, bytes to memory and bytes to othe
 import itertools
 import math
 from collections.abc import Iterable, Iterator
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh
 
 from lab import axes
 from lab.devices import PEAK, Chip
@@ -37,9 +37,10 @@ class Layout(NamedTuple):
         mesh = ",".join(f"{a}={n}" for a, n in self.mesh.items())
         return f"{mesh} remat={self.remat} accumulate={self.accumulate}"
 
-    def flags(self) -> str:
-        """The overrides with which `lab run` trains so."""
-        told = {f"mesh.{a}": n for a, n in self.mesh.items()} | {"remat": self.remat, "accumulate": self.accumulate}
+    def flags(self, sharding: str) -> str:
+        """The overrides with which `lab run` trains so, by a set of rules, whatever the experiment itself says of them."""
+        told = {"sharding": sharding} | {f"mesh.{a}": self.mesh.get(a, 0) for a in meshes.AXES}
+        told |= {"remat": self.remat, "accumulate": self.accumulate}
         return " ".join(f"--config.run.{k}={v}" for k, v in told.items())
 
 
@@ -57,6 +58,19 @@ class Work(NamedTuple):
     flops: dict[str, float]
     weight_bytes: int
     layers: int
+    sharding: str  # the experiment's set of rules, and its own
+    rules: dict[str, Any]
+
+    def placing(self, mesh: dict[str, int]) -> tuple[str, place.Rules]:
+        """The set that places it on a mesh, the experiment's or, where that is of other axes, '', and its rules; ValueError where neither can."""
+        try:
+            return self.sharding, place.rules(self.sharding, _abstract(mesh), self.rules)
+        except ValueError:
+            return "", place.rules("", _abstract(mesh), self.rules)
+
+
+def _abstract(mesh: dict[str, int]) -> AbstractMesh:
+    return AbstractMesh(tuple(mesh.values()), tuple(mesh))
 
 
 class Seconds(NamedTuple):
@@ -94,7 +108,10 @@ def work(program: Program, trials: list, inputs: dict[str, tuple[tuple[int, ...]
                 flops[remat] = flops["none"] if remat == "dots" else flops_per_example(program, one)
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.params)) // len(trials)
     layers = max((w.get_value().shape[1] for w in axes.weights(state.params).values() if w.arrow.stack), default=1)
-    return Work(program, len(trials), batch, hyper, state, state_names(state), given, kept, flops, size, layers)
+    run = config["run"]
+    return Work(
+        program, len(trials), batch, hyper, state, state_names(state), given, kept, flops, size, layers, run["sharding"], dict(run["rules"])
+    )
 
 
 def _kept(program: Program, given: dict[str, jax.ShapeDtypeStruct], n: int = 2**16) -> float:
@@ -109,8 +126,8 @@ def _kept(program: Program, given: dict[str, jax.ShapeDtypeStruct], n: int = 2**
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(found)) / n
 
 
-def candidates(job: Work, chips: int, slices: int, fixed: dict[str, int] | None = None) -> Iterator[Layout]:
-    """All layouts of so many chips: powers of two over each axis, of which those that divide batch, heads and tokens are any use."""
+def candidates(job: Work, chips: int, slices: int) -> Iterator[Layout]:
+    """All layouts of so many chips: powers of two over each axis, of which those that its rules and batch, heads and tokens allow are any use."""
     dims, tokens = job.program.dims, _tokens(job.program.dims)
     fits = {"tensor": math.gcd(dims.get("heads", 1), dims.get("mlp", 1), 16), "sequence": math.gcd(tokens, 8)}
     several = [_powers(chips // slices, fits[a]) for a in fits]
@@ -120,11 +137,20 @@ def candidates(job: Work, chips: int, slices: int, fixed: dict[str, int] | None 
             mesh = {
                 a: n for a, n in zip(("data", "fsdp", "sequence", "tensor"), (data, rest // data, sequence, tensor), strict=True) if n > 1
             }
-            if (fixed and mesh != fixed) or math.prod((tensor, sequence)) * rest != chips or _outer(mesh, slices) is None:
+            mesh = mesh or {"data": 1}
+            if tensor * sequence * rest != chips or _outer(mesh, slices) is None or not _allowed(job, mesh):
                 continue
             for accumulate in _powers(job.batch // rest if job.batch % rest == 0 else 0, 64):
                 for remat in shared.REMAT:
-                    yield Layout(mesh or {"data": 1}, remat, accumulate)
+                    yield Layout(mesh, remat, accumulate)
+
+
+def _allowed(job: Work, mesh: dict[str, int]) -> bool:
+    """Whether the experiment's rules are of axes that a mesh has."""
+    try:
+        return bool(job.placing(mesh))
+    except ValueError:
+        return False
 
 
 def _powers(n: int, most: int) -> list[int]:
@@ -144,23 +170,17 @@ def _outer(mesh: dict[str, int], slices: int) -> str | None:
 
 def state_bytes(job: Work, mesh: dict[str, int]) -> dict[str, int]:
     """Bytes of one chip for what a step is given: weights, optimizer, average, batch, and the few numbers beside them."""
-    shape = SimpleNamespace(shape=mesh, axis_names=tuple(mesh))
-    rules = place.rules("", shape)
-
-    def size(names, x):
-        spec = place.spec(names, x.shape, shape, rules)
-        parts = math.prod(mesh[a] for axis in spec if axis for a in (axis if isinstance(axis, tuple) else (axis,)))
-        return x.size * x.dtype.itemsize // parts
+    placed = _abstract(mesh), job.placing(mesh)[1]
 
     def total(names, tree):
-        flat = jax.tree.leaves(names, is_leaf=lambda x: type(x) is tuple and all(isinstance(n, str) for n in x))
-        return sum(size(n, x) for n, x in zip(flat, jax.tree.leaves(tree), strict=True))
+        where = jax.tree.leaves(place.shardings(names, tree, *placed))
+        return sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for s, x in zip(where, jax.tree.leaves(tree), strict=True))
 
     found = {
         k: total(getattr(job.names, of), getattr(job.state, of))
         for k, of in (("weights", "params"), ("optimizer", "opt"), ("average", "ema"))
     }
-    found["batch"] = sum(size(("seeds", "batch", *[""] * (x.ndim - 2)), x) for x in job.inputs.values())
+    found["batch"] = total({k: ("seeds", "batch", *[""] * (x.ndim - 2)) for k, x in job.inputs.items()}, job.inputs)
     return found | {"hyperparameters": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(job.hyper))}
 
 
@@ -227,10 +247,10 @@ class Guess(NamedTuple):
     seconds: Seconds
 
 
-def guesses(job: Work, kind: str, chip: Chip, chips: int, slices: int, fixed: dict[str, int] | None = None) -> list[Guess]:
+def guesses(job: Work, kind: str, chip: Chip, chips: int, slices: int) -> list[Guess]:
     """All layouts with their estimates, the fastest first."""
     found, held = [], {}
-    for layout in candidates(job, chips, slices, fixed):
+    for layout in candidates(job, chips, slices):
         key = tuple(layout.mesh.items())
         state = held[key] = held.get(key) or state_bytes(job, layout.mesh)
         size = sum(state.values()) + temporary_bytes(job, layout, state["weights"])

@@ -7,6 +7,7 @@ import math
 import runpy
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +18,13 @@ from lab import population as populations
 from lab.data.loader import numeric, open_source
 from lab.devices import CHIPS, PEAK, Chip
 from lab.errors import UserError, ranked, unknown
-from lab.files import write_json
+from lab.files import sha256, write_json
 from lab.layouts import SPARE, Guess, Layout, Seconds, Work
 from lab.log import console
 from lab.models import shared
 from lab.population import Placement, Trial
 from lab.train import over_trials
-from sharding import aot, place
+from sharding import aot, hlo, place
 from sharding import mesh as meshes
 from sharding.hlo import Collective
 
@@ -102,41 +103,65 @@ def largest(experiment: study.Experiment) -> tuple[list[Trial], dict[str, int], 
     return found[: found[0].config["run"]["chunk"] or 1], dims, inputs, len(found)
 
 
-def lowered(job: Work, layout: Layout, on: Pod) -> tuple[jax.stages.Lowered, jax.sharding.Mesh]:
-    """The step that `lab run` would compile for a pod, over shapes alone, and its mesh; UserError for a mesh that cannot be laid."""
+def placement(job: Work, layout: Layout, devices: list, slices: int = 1) -> Placement:
+    """Where `lab run` with the flags of a layout places a step; UserError for a mesh that cannot be laid."""
     try:
-        mesh = meshes.mesh(layout.mesh, on.devices, on.slices if on.slices > 1 else 0)
-        placement = Placement(mesh, place.rules("", mesh))
+        mesh = meshes.mesh(layout.mesh, devices, slices if slices > 1 else 0)
+        return Placement(mesh, job.placing(layout.mesh)[1])
     except ValueError as e:
         raise UserError(f"--mesh: {e}") from e
+
+
+def lowered(job: Work, layout: Layout, on: Pod) -> tuple[jax.stages.Lowered, jax.sharding.Mesh]:
+    """The step that `lab run` would compile for a pod, over shapes alone, and its mesh; UserError for a mesh that cannot be laid."""
+    laid = placement(job, layout, on.devices, on.slices)
     leaves, structure = jax.tree.flatten(job.state)
-    where = jax.tree.leaves(place.shardings(job.names, job.state, *placement[:2]))
+    where = jax.tree.leaves(place.shardings(job.names, job.state, *laid[:2]))
 
     def placed(x, names):
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement.sharding(names, x.shape))
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=laid.sharding(names, x.shape))
 
     given = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s) for x, s in zip(leaves, where, strict=True)]
     hyper = jax.tree.map(lambda x: placed(x, ("trials", *[""] * (x.ndim - 1))), job.hyper)
     batch = {k: placed(x, ("seeds", "batch", *[""] * (x.ndim - 2))) for k, x in job.inputs.items()}
-    program = job.program if layout.accumulate == 1 else job.program.__class__(**{**vars(job.program), "parts": layout.accumulate})
-    step = over_trials(populations.stepped(program, structure), (0, 0, None), placement.apart)
+    program = replace(job.program, parts=layout.accumulate)
+    step = over_trials(populations.stepped(program, structure), (0, 0, None), laid.apart, laid.beside)
     with shared.rolled():
-        return jax.jit(populations.laid_out(step, layout.remat, placement, where, []), donate_argnums=0).lower(given, hyper, batch), mesh
+        return jax.jit(populations.laid_out(step, layout.remat, laid, where, []), donate_argnums=0).lower(given, hyper, batch), laid.mesh
 
 
 def measured(job: Work, layout: Layout, on: Pod, cache: Path) -> aot.Cost:
     """What the step takes of a chip, by compiling it, or of the last time that the same program was compiled for the same pod."""
     program, mesh = lowered(job, layout, on)
-    versions = [importlib.metadata.version(p) for p in ("jax", "jaxlib", "libtpu")]
+    versions = [importlib.metadata.version(p) for p in ("jax", "jaxlib", "libtpu")] + [
+        sha256(m.__file__) for m in (aot, hlo)
+    ]  # what reads it
     key = hashlib.sha256("\n".join([program.as_text(), on.name, str(on.slices), str(layout.mesh), *versions]).encode()).hexdigest()[:24]
     file = cache / f"{key}.json"
     if file.is_file():
         told = json.loads(file.read_text())
         return aot.Cost(**{**told, "collectives": tuple(Collective(*[x[0], tuple(x[1]), *x[2:]]) for x in told["collectives"])})
-    found = aot.cost(program, mesh)
+    try:
+        found = aot.cost(program, mesh)
+    except ValueError as e:
+        raise UserError(f"what {layout} sends between chips cannot be counted: {e}") from e
     cache.mkdir(parents=True, exist_ok=True)
     write_json(file, found._asdict())
     return found
+
+
+def own(run: dict, on: Pod) -> dict[str, int]:
+    """The mesh of a config's section `run` on a pod, axes of size 1 left out, {} where it names none; UserError for one that `lab run` refuses."""
+    if run["slices"] not in (0, on.slices):
+        raise UserError(f"config key run.slices={run['slices']}, but {on} is --slices={on.slices}; expected 0 or {on.slices}")
+    try:
+        if not (named := place.sizes(run["sharding"], run["mesh"])):
+            return {}
+        mesh = meshes.mesh(named, on.devices, on.slices if on.slices > 1 else 0)
+        place.rules(run["sharding"], mesh, run["rules"])
+    except ValueError as e:
+        raise UserError(f"config key {e}") from e
+    return {a: n for a, n in mesh.shape.items() if n > 1} or {"data": 1}
 
 
 def plan(
@@ -152,7 +177,7 @@ def plan(
     jax.config.update("jax_default_matmul_precision", config["train"]["precision"])
     job = layouts.work(populations.build(config, dims), trials, inputs)
     run, chips = config["run"], len(on.devices)
-    named = mesh or {a: n for a, n in run["mesh"].items() if n}
+    named = mesh or own(run, on)
     found = layouts.guesses(job, on.kind, on.chip, chips, on.slices)
     tried: list[dict] = []
 
@@ -170,7 +195,7 @@ def plan(
         if not same:
             raise UserError(
                 f"--mesh: {first} cannot be laid over {on} with train.batch={job.batch}, which data x fsdp x accumulate must divide, as tensor "
-                "must the heads, and sequence the tokens"
+                "must the heads, and sequence the tokens; run.rules name none but its axes, and no other axis is planned"
             )
         result = attempt(same[0])
     if result is None:
@@ -220,7 +245,12 @@ def told(job: Work, guess: Guess, on: Pod, took: aot.Cost) -> dict[str, Any]:
     time_of = layouts.seconds(job, guess.layout, on.kind, on.chip, on.slices, state, took.collectives)
     bytes_of = {**state, "temporaries": took.temporaries, "arguments": took.arguments, "peak": took.peak, "estimated": round(guess.bytes)}
     return {
-        **{"layout": guess.layout._asdict(), "flags": guess.layout.flags(), "compile_s": round(took.seconds, 1), "bytes": bytes_of},
+        **{
+            "layout": guess.layout._asdict(),
+            "flags": guess.layout.flags(job.placing(guess.layout.mesh)[0]),
+            "compile_s": round(took.seconds, 1),
+            "bytes": bytes_of,
+        },
         **{"collectives": [c._asdict() for c in took.collectives], "seconds": time_of._asdict()},
     }
 

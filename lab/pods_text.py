@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lab.layouts import Layout
 from lab.log import clock
 
 GIB = 2**30
@@ -44,14 +45,9 @@ def text(plan: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _layout(layout: dict) -> str:
-    mesh = ",".join(f"{a}={n}" for a, n in layout["mesh"].items())
-    return f"{mesh} remat={layout['remat']} accumulate={layout['accumulate']}"
-
-
 def _tried(t: dict) -> str:
     told = "fits" if t["fits"] else f"does not fit: needs {t['needed'] / GIB:.2f} GiB of {t['has'] / GIB:.2f}"
-    return f"  compiled {_layout(t['layout'])}: {told}"
+    return f"  compiled {Layout(**t['layout'])}: {told}"
 
 
 def _bytes(plan: dict) -> list[str]:
@@ -95,7 +91,7 @@ def table(plans: list[dict[str, Any]]) -> str:
         pod = f"{p['slices']} x {p['topology']}" if p["slices"] > 1 else p["topology"]
         first = (p["experiment"], f"{p['parameters'] / 1e9:.2f}B", pod)
         failed = [t for t in p["tried"] if not t["fits"]]
-        note = "".join(f"{_layout(t['layout'])} needs {t['needed'] / GIB:.1f}; " for t in failed)
+        note = "".join(f"{Layout(**t['layout'])} needs {t['needed'] / GIB:.1f}; " for t in failed)
         if not p["fits"]:
             rows.append((*first, f"none fits: {note.rstrip('; ')}", "", f"{p['memory'] / GIB:.0f}", "", "", ""))
             continue
@@ -103,7 +99,7 @@ def table(plans: list[dict[str, Any]]) -> str:
         rows.append(
             (
                 *first,
-                note + _layout(p["layout"]),
+                note + str(Layout(**p["layout"])),
                 f"{p['bytes']['peak'] / GIB:.1f}",
                 f"{p['memory'] / GIB:.0f}",
                 f"{a * 1e3:,.0f} to {b * 1e3:,.0f} ms",

@@ -165,6 +165,11 @@ class Placement(NamedTuple):
         return self.mesh if self.mesh is not None and self.mesh.axis_names == ("trials",) else None
 
     @property
+    def beside(self) -> str | None:
+        """The axis 'trials' of a mesh that has others beside it."""
+        return "trials" if self.apart is None and self.width > 1 else None
+
+    @property
     def width(self) -> int:
         """How many trials are computed side by side at least: a population is padded to a multiple of it."""
         return 1 if self.mesh is None else self.mesh.shape.get("trials", 1)
@@ -354,14 +359,14 @@ class Population:
 
     def compile(self, carry: list[jax.Array]) -> None:
         """Compile step(carry, hyper, batch) and evaluation for a carry's shapes: once a population, and cached between runs."""
-        structure, apart = jax.tree.structure(self._shapes), self.placement.apart
+        structure, apart, beside = jax.tree.structure(self._shapes), self.placement.apart, self.placement.beside
 
         def evaluate(leaves, key, batches):
             return [], self.program.evaluate(jax.tree.unflatten(structure, leaves), key, batches)
 
         parts = ((stepped(self.program, structure), (0, 0, None)), (evaluate, (0, None, None)))
         remat = self.config["run"]["remat"]
-        step, evaluate = (laid_out(over_trials(f, a, apart), remat, self.placement, self._where, self._missed) for f, a in parts)
+        step, evaluate = (laid_out(over_trials(f, a, apart, beside), remat, self.placement, self._where, self._missed) for f, a in parts)
         batch = self.put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self.batch_shape))
         options = IN_TURN if apart is not None and jax.default_backend() == "cpu" else None
         start = time.monotonic()

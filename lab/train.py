@@ -117,11 +117,12 @@ class Program:
         return self.objective.sample(view(params, self.dtype), key, cond, **options)
 
 
-def over_trials(f: Callable, in_axes: tuple, apart: Mesh | None = None) -> Callable:
+def over_trials(f: Callable, in_axes: tuple, apart: Mesh | None = None, beside: str | None = None) -> Callable:
     """f over a leading axis of trials: as one batch (vmap), or apart on each device of a mesh with the axis 'trials' alone.
 
     Apart, the trials of a CPU's core take turns, and those of another device are one batch. A population of one runs without either, as
-    the plain program it is. `in_axes` holds 0 (a tree of trials) or None (shared).
+    the plain program it is. `in_axes` holds 0 (a tree of trials) or None (shared). `beside` is the mesh axis that divides the batch of trials
+    where other axes divide f: what f places on devices itself is placed along it too, and not gathered.
     """
 
     def pick(args):
@@ -139,7 +140,7 @@ def over_trials(f: Callable, in_axes: tuple, apart: Mesh | None = None) -> Calla
             one = jax.tree.map(lambda x: x[0], pick(args))
             return jax.tree.map(lambda x: x[None], f(*whole(one, args)))
         if apart is None:
-            return jax.vmap(f, in_axes)(*args)
+            return jax.vmap(f, in_axes, spmd_axis_name=beside)(*args)
         here = in_turn if apart.devices.flat[0].platform == "cpu" else jax.vmap(f, in_axes)
         specs = tuple(PartitionSpec("trials") if axis == 0 else PartitionSpec() for axis in in_axes)
         return jax.shard_map(here, mesh=apart, in_specs=specs, out_specs=PartitionSpec("trials"), check_vma=False)(*args)

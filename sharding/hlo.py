@@ -82,20 +82,29 @@ def _multiplicities(bodies: dict[str, list[str]], entry: str) -> Counter:
     for name in reversed(rank):  # what is called stands before what calls it
         for line in bodies[name]:
             loop = WHILE.search(line)
-            trips = _trips(line, bodies, loop[1]) if loop else 1
+            trips = _trips(line, bodies, *loop.groups()) if loop else 1
             for one, several in CALLS.findall(line):
                 for called in [one] if one else re.findall(r"%?([\w.\-]+)", several):
                     often[called] += often[name] * (trips if loop and called == loop[2] else 1)
     return often
 
 
-def _trips(line: str, bodies: dict[str, list[str]], condition: str) -> int:
-    """Trips of a loop, of what it says or of the one number its condition compares its counter to; 1 where neither tells."""
+def _trips(line: str, bodies: dict[str, list[str]], condition: str, body: str) -> int:
+    """Trips of a loop, of what it says or of the one number its condition compares its counter to; 1 where neither tells and none talks."""
     if told := re.search(r'known_trip_count":\{"n":"(\d+)"', line):
         return int(told[1])
     inside = [*bodies[condition], *(x for c in bodies[condition] for n, _ in CALLS.findall(c) for x in bodies.get(n, ()))]
     numbers = {int(n) for x in inside for n in re.findall(r"^s32\[\][^ ]* constant\((\d+)\)", x)}
+    if not numbers and _talks(body, bodies):
+        raise ValueError(f"loop {body} holds a collective, and how often it runs is not told")
     return max(numbers, default=1)
+
+
+def _talks(name: str, bodies: dict[str, list[str]]) -> bool:
+    """Whether a computation, or what it calls, holds a collective."""
+    lines = bodies.get(name, ())
+    called = (n for line in lines for one, several in CALLS.findall(line) for n in ([one] if one else re.findall(r"%?([\w.\-]+)", several)))
+    return any(KIND.search(line) for line in lines) or any(_talks(n, bodies) for n in called)
 
 
 def _bytes(kind: str) -> int:

@@ -16,6 +16,7 @@ from lab.errors import UserError
 from lab.layouts import Guess, Layout, Seconds
 from lab.models import shared
 from lab.population import build
+from lab.population import placement as placed
 from sharding import aot
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,6 +99,48 @@ def test_candidates_use_all_chips_and_divide_what_they_divide(small):
     assert two
     assert all(any(x.mesh.get(a, 1) % 2 == 0 for a in ("data", "fsdp")) for x in two)
     assert not list(layouts.candidates(job, 1024, 1))  # more chips than examples, heads and tokens can share
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        "",
+        "mesh=dict(fsdp=-1)",
+        "mesh=dict(tensor=2), sharding='tensor'",
+        "sharding='fsdp', rules=dict(mlp='fsdp', embed='')",
+        "mesh=dict(data=2), rules=dict(mlp='tensor', heads='')",
+    ],
+)
+def test_the_printed_overrides_run_as_planned(small, own):
+    """Under every layout, whatever mesh and rules the experiment has of its own."""
+    small.write_text(textwrap.dedent(SMALL).replace("return c", f"c.run = dict({own})\n    return c"))
+    job, _ = work_of(small)
+    devices = jax.devices()
+    found = {str(x.mesh): x for x in layouts.candidates(job, len(devices), 1)}
+    assert {"fsdp", "tensor"} & {a for x in found.values() for a in x.mesh}
+    for x in found.values():
+        flags = x.flags(job.placing(x.mesh)[0]).split()
+        run = study.load(str(small), flags).config.run.to_dict()
+        planned = pods.placement(job, x, devices)
+        assert placed(run, 1) == planned
+        assert ("heads" in planned.rules) == ("tensor" in x.mesh and "heads" not in own)
+
+
+def test_a_mesh_that_an_experiment_names_is_told_in_whole(small):
+    def own(**run):
+        config = study.load(str(small)).config.to_dict()["run"]
+        return pods.own({**config, **run, "mesh": {**config["mesh"], **run.get("mesh", {})}}, on)
+
+    on = pods.Pod("v5e:2x1", 1, "v5e", CHIPS["v5e"], jax.devices())
+    assert own() == {}
+    assert own(mesh={"fsdp": -1, "tensor": 1}) == own(sharding="fsdp") == own(sharding="fsdp+tensor") == {"fsdp": 2}
+    for run, said in (
+        ({"mesh": {"fsdp": 3}}, "run.mesh={'fsdp': 3} does not cover 2 devices"),
+        ({"mesh": {"tensor": 2}, "sharding": "fsdp"}, "run.mesh lacks"),
+        ({"slices": 2}, "run.slices=2"),
+    ):
+        with pytest.raises(UserError, match=said):
+            own(**run)
 
 
 def test_a_search_learns_from_what_does_not_fit():

@@ -83,6 +83,16 @@ def test_collectives_count_as_often_as_loops_run_and_once_where_they_are_written
     }
 
 
+def test_a_loop_of_unknown_trips_is_refused_where_it_holds_a_collective():
+    unknown = TEXT.replace("constant(2)", "parameter(1)")
+    with pytest.raises(ValueError, match="loop inner_body holds a collective"):
+        hlo.collectives(unknown, Square)
+    with pytest.raises(ValueError, match="loop body holds a collective"):  # in what it calls
+        hlo.collectives(TEXT.replace("constant(6)", "parameter(1)").replace(" all-reduce(%b)", " add(%b)"), Square)
+    silent = unknown.replace("collective-permute-start(%x)", "copy-start(%x)")
+    assert len(hlo.collectives(silent, Square)) == 4
+
+
 @pytest.mark.parametrize(
     "line, group",
     [
