@@ -12,9 +12,10 @@ import small
 
 from lab import axes
 from lab.errors import UserError
-from lab.population import Interrupt, Population, build, hypers
+from lab.population import Interrupt, Placement, Population, build, hypers
 from lab.study import held_out
 from lab.train import over_trials
+from sharding import mesh as meshes
 
 SIDES = {"image": 16, "channels": 1, "classes": 4}
 SMALL = 2.0**-8  # at a small learning rate two programs that differ in rounding stay together
@@ -156,6 +157,23 @@ def test_a_population_of_one_is_a_plain_program():
     assert dot(many) in [(5, 2, 4), (2, 4, 5), (2, 5, 4)]
     assert [n for _, n in ranks][1] == "BatchTracer" != ranks[0][1]
     assert run(x, shared).shape == (1, 2, 4)
+
+
+def test_trials_beside_other_axes_are_not_gathered_by_what_is_placed_within():
+    """As attention's kernels are, by a shard_map over the mesh."""
+    mesh = meshes.mesh({"trials": 2, "data": 1}, jax.devices()[:2])
+    beside = Placement(mesh, {"trials": ("trials",), "batch": ("data",)}).beside
+    where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("trials"))
+    x = jax.device_put(jnp.arange(12.0).reshape(2, 6), where)
+
+    def f(x):
+        spec = jax.sharding.PartitionSpec("data")
+        return jax.shard_map(jnp.sin, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(x)
+
+    kept, gathered = (jax.jit(over_trials(f, (0,), None, b), out_shardings=where).lower(x).compile() for b in (beside, None))
+    assert "all-gather" in gathered.as_text()
+    assert "all-gather" not in kept.as_text()
+    assert jnp.allclose(kept(x), jnp.sin(x))
 
 
 def test_bad_keys_and_sizes_are_named():
