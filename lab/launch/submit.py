@@ -59,11 +59,15 @@ class Submission(NamedTuple):
     handles: list[str]
 
     def states(self) -> list[str]:
-        """pending, running, done or lost, of each task: lost is one that ended while its population, or the study, is not done."""
+        """pending, running, done or lost, of each task.
+
+        Lost is one that ended while its population, or of a worker the study, is not done. A worker that ended while others go on is done: it
+        found nothing left to take.
+        """
         found = backend(self.to, self.options).states(self.job, self.handles)
-        left = unfinished(self.job.folder)
+        left, over = unfinished(self.job.folder), all(s == "ended" for s in found)
         return [
-            s if s != "ended" else "lost" if (left if t == WORKER else t in left) else "done"
+            s if s != "ended" else "lost" if (left and over if t == WORKER else t in left) else "done"
             for s, t in zip(found, self.job.tasks, strict=True)
         ]
 
@@ -175,7 +179,7 @@ def told(folder: Path) -> str:
     except UserError as e:
         return f"tasks on {found.to} ({found.job.name}): {e}"
     counts = ", ".join(f"{states.count(s)} {s}" for s in ("running", "pending", "done", "lost") if s in states)
-    lost = "; the same `lab submit` submits the lost again" if "lost" in states else ""
+    lost = "; the same `lab submit` submits the lost again, cancelled ones too" if "lost" in states else ""
     return f"tasks on {found.to} ({found.job.name}): {counts}{lost}"
 
 
@@ -202,6 +206,8 @@ def cancel(folder: Path, dry: bool, say: Callable[[str], None]) -> None:
             step.do()
     if not steps:
         say(f"{found.job.name}: no task is pending or running")
+    elif not dry:
+        say(f"{found.job.name}: tasks end once their state is saved; `lab status` tells when")
 
 
 def gather(folder: Path, dry: bool, say: Callable[[str], None]) -> None:
