@@ -317,6 +317,7 @@ def _run(args: argparse.Namespace) -> int:
         from lab.launch.job import lab
 
         return retry.supervise([*lab(), *args.argv, "--retries", "0"], args.retries)  # of an option given twice the last counts
+    _jax()  # before hosts are asked for: that asks for devices
     from lab.population import Interrupt, Preempted
     from sharding import hosts
 

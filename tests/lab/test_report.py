@@ -296,7 +296,7 @@ assert not [m for m in sys.modules if m.split(".")[0] in ("jaxlib", "flax", "opt
 def test_a_metric_that_is_gone_is_named_and_no_answer_is_given(tmp_path):
     folder = planted.study(tmp_path)
     path = folder / "width64" / "rows.parquet"
-    pq.write_table(pq.read_table(path).drop_columns(["eval_loss"]), path)
+    pq.write_table(pq.read_table(path).drop_columns(["eval_loss"]).replace_schema_metadata(), path)
     with pytest.raises(UserError, match=r"rows\.parquet' has no column 'eval_loss'"):
         report.find(folder)
 
@@ -336,7 +336,7 @@ def test_what_judges_say_of_the_best_trials_is_shown(tmp_path, quick):
         columns = {"oracle": share, "oracle_low": share - 0.05, "oracle_high": share + 0.05, "oracle_chance": 0 * share + 0.1}
         for name, values in columns.items():
             table = table.append_column(name, pa.array(values, from_pandas=True))
-        pq.write_table(table, path)
+        pq.write_table(table.replace_schema_metadata(), path)
     report.report(folder)
     told = rows(folder, "judges")
     assert [(r["arm"], int(r["width"])) for r in told] == [(a, w) for a in ("mup", "standard") for w in planted.WIDTHS]
