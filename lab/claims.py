@@ -82,8 +82,7 @@ def take(folder: Path, name: str, lost: Callable[[], None] = _end) -> Claim | No
     newest = _newest(claims, name)
     if newest is not None and _live(newest):
         return None
-    number = 1 + (int(newest.suffix[1:]) if newest else 0)
-    mine = claims / f"{name}.{number}"
+    mine = claims / f"{name}.{1 + (_number(newest) if newest else 0)}"
     try:
         descriptor = os.open(mine, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError:

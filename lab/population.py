@@ -165,6 +165,11 @@ class Placement(NamedTuple):
         return self.mesh if self.mesh is not None and self.mesh.axis_names == ("trials",) else None
 
     @property
+    def divided(self) -> bool:
+        """Whether arrays of one trial are divided over the mesh."""
+        return self.mesh is not None and self.apart is None
+
+    @property
     def beside(self) -> str | None:
         """The axis 'trials' of a mesh that has others beside it."""
         return "trials" if self.apart is None and self.width > 1 else None
@@ -221,14 +226,13 @@ def laid_out(f: Callable, remat: str, placement: Placement, where: list[NamedSha
     What of the residual stream cannot be divided as the rules ask is added to `missed` when it is traced.
     """
     mesh, rules, turned = placement
-    divided = mesh is not None and placement.apart is None
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    several = divided and mesh.size > 1
+    several = placement.divided and mesh.size > 1
     on = kernels.Where(platform, *((mesh, lambda names, shape: place.spec(names, shape, mesh, rules)) if several else ()))
     stream = ("batch", "tokens", "")
 
     def lay(x):
-        if x.ndim != len(stream) or not divided:
+        if x.ndim != len(stream) or not placement.divided:
             return x
         missed.extend(place.missed({"residual stream": stream}, {"residual stream": x.shape}, mesh, rules))
         return jax.lax.with_sharding_constraint(x, placement.sharding(stream, x.shape))
@@ -266,8 +270,8 @@ class Population:
         self._held, key = held_out, jax.random.key(EVAL_KEY)
         self.held_out, self._key = self._put((held_out, key), lambda x: ("", "batch", *[""] * (np.ndim(x) - 2))[: np.ndim(x)])
         self.batch_shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(self.seeds), t["batch"], *x.shape[2:]), x.dtype), self.held_out)
-        divided = self.placement.mesh is not None and self.placement.apart is None  # weights may be too large for one device
-        self._init = over_trials(partial(self.program.init, apart=divided), (0,), self.placement.apart)
+        # weights that are divided may be too large for one device
+        self._init = over_trials(partial(self.program.init, apart=self.placement.divided), (0,), self.placement.apart)
         self._shapes = jax.eval_shape(self._init, self.hyper)
         self._where, self._missed = None, []
         if self.placement.mesh is not None:
