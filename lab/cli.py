@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lab.errors import UserError, unknown
+from sharding.exits import INTERRUPTED
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = "folder of a study, or of runs that `lab records add` brought in"
@@ -269,7 +270,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("lab: interrupted; the same command goes on from the last saved step", file=sys.stderr)
-        return 75
+        return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -327,7 +328,7 @@ def _run(args: argparse.Namespace) -> int:
         raise UserError(f"processes of this run: {e}") from e
     except RuntimeError as e:  # others are late or gone, which another attempt may mend
         print(f"lab: processes of this run did not all start ({str(e).splitlines()[0]}); start all of them again", file=sys.stderr)
-        return 75
+        return INTERRUPTED
     console.quiet = not hosts.first()
     study = _study(args, folder=True)
     only = args.only
@@ -342,7 +343,7 @@ def _run(args: argparse.Namespace) -> int:
             folder = study.run(interrupt, only, args.largest_first)
     except Preempted as e:
         print(f"lab: {e}" if str(e) else "lab: stopped, state saved; the same command goes on from here", file=sys.stderr)
-        return 75
+        return INTERRUPTED
     if study.others:
         if not hosts.first():
             return 0

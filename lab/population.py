@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -374,10 +375,11 @@ class Population:
         batch = self.put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self.batch_shape))
         options = IN_TURN if apart is not None and jax.default_backend() == "cpu" else None
         start = time.monotonic()
-        # XLA compiles outside Python's lock, so the two take the time of the longer; of several processes all must compile in one order
+        # XLA compiles outside Python's lock, so the two take the time of the longer; of several processes all must compile in one order. What
+        # holds where this is called, as `shared.rolled`, holds in its threads
         with ThreadPoolExecutor(2 if jax.process_count() == 1 else 1) as pool:
-            built = pool.submit(aot, step, carry, self.hyper, batch, donate=(0,), options=options)
-            judged = pool.submit(aot, evaluate, carry, self._key, self.held_out, options=options)
+            built = pool.submit(copy_context().run, aot, step, carry, self.hyper, batch, donate=(0,), options=options)
+            judged = pool.submit(copy_context().run, aot, evaluate, carry, self._key, self.held_out, options=options)
         self.step, self._evaluate = built.result().call, judged.result().call
         self.compile_s, self.bytes = time.monotonic() - start, max(built.result().bytes, judged.result().bytes)
 
