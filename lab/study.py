@@ -394,7 +394,7 @@ def versions() -> dict[str, str]:
 def sampler_options(objective: Any, options: dict, what: str) -> None:
     """UserError for an option that the objective's sampler does not take, or a value of another type or below one where it counts steps."""
     find.check(objective.sample, options, what, ("model", "key", "cond", "shape"))
-    find.typed(objective.sample, options, what)
+    find.typed(objective.sample, options, f"config key {what}.")
     if options.get("steps", 1) < 1:
         raise UserError(f"config key {what}.steps={options['steps']} must be at least 1")
 
