@@ -524,6 +524,28 @@ def test_shell_scripts_are_clean(tmp_path):
     assert done.returncode == 0, done.stdout
 
 
+def test_launch_sh_takes_paths_from_where_it_is_called(tmp_path):
+    root, away = tmp_path / "the project", tmp_path / "away"
+    away.mkdir()
+    (root / ".venv" / "bin").mkdir(parents=True)
+    (root / "locks").mkdir()
+    for made in ("pyproject.toml", "locks/py312.txt", "launch.sh"):
+        shutil.copy(ROOT / made, root / made)
+    for called, text in (("python", "echo 312"), ("lab", 'pwd; echo "$@"')):
+        (root / ".venv" / "bin" / called).write_text(f"#!/bin/bash\n{text}\n")
+        (root / ".venv" / "bin" / called).chmod(0o755)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "uv").write_text(f'#!/bin/bash\necho "$@" >> "{tmp_path}/installed"\n')
+    (tmp_path / "bin" / "uv").chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    for _ in range(2):  # the second time nothing is installed
+        done = subprocess.run(["../the project/launch.sh", "run", "mine.py"], cwd=away, env=env, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (0, f"{away}\nrun mine.py\n"), done.stderr
+    lock, project = (tmp_path / "installed").read_text().splitlines()
+    assert f"--requirement {root}/locks/py312.txt" in lock
+    assert f"--editable {root}[" in project
+
+
 def test_the_usage_of_launch_sh_lists_the_commands():
     done = subprocess.run(["bash", str(ROOT / "launch.sh"), "--help"], capture_output=True, text=True, check=True)
     assert all(w in done.stdout for w in ("submit", "status", "logs", "cancel", "collect", "doctor"))
