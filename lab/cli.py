@@ -300,12 +300,10 @@ def _jax() -> None:
 
 def _study(args: argparse.Namespace, folder: bool = False):
     from lab import study
-    from lab.log import console
 
     _jax()
     experiment = study.load(args.experiment, args.overrides)
-    console.print(f"{experiment.name}: opening data", markup=False)
-    return study.Study(experiment, Path(args.workdir) / experiment.name if folder else None)
+    return study.Study(experiment, Path(args.workdir) / experiment.name if folder else None, here=args.command == "plan")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -313,6 +311,8 @@ def _run(args: argparse.Namespace) -> int:
 
     if "://" in args.workdir:
         raise UserError(f"--workdir {args.workdir!r}: a study is written to a folder; mount the bucket and give its path (docs/pods.md)")
+    if args.task is not None and args.task < 0:
+        raise UserError(f"--task {args.task} must be 0 or more")
     if args.retries:
         from lab.launch import retry
         from lab.launch.job import lab
@@ -330,12 +330,20 @@ def _run(args: argparse.Namespace) -> int:
         print(f"lab: processes of this run did not all start ({str(e).splitlines()[0]}); start all of them again", file=sys.stderr)
         return INTERRUPTED
     console.quiet = not hosts.first()
-    study = _study(args, folder=True)
-    only = args.only
+    from lab import study as studies
+
+    experiment = studies.load(args.experiment, args.overrides)
+    folder, nothing = (
+        Path(args.workdir) / experiment.name,
+        f"task {args.task}: the study has no more populations, so there is nothing to do",
+    )
+    if args.task is not None and args.task >= studies.most(experiment, folder):
+        print(nothing)
+        return 0
+    study, only = studies.Study(experiment, folder, here=True), args.only
     if args.task is not None:
-        order = study.longest()
-        if args.task >= len(order):
-            print(f"task {args.task}: the study has {len(order)} populations, so there is nothing to do")
+        if args.task >= len(order := study.longest()):
+            print(nothing)
             return 0
         only = order[args.task]
     try:

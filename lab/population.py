@@ -72,11 +72,15 @@ def build(config: dict, source_dims: dict[str, int]) -> Program:
         raise unknown("config key model", key, [*find.arguments(model.__init__), *knobs])
     find.check(model.__init__, options, "model")
     o, t = config["optim"], config["train"]
-    dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-    if t["dtype"] not in dtypes:
-        raise unknown("train.dtype", t["dtype"], dtypes)
     rate = schedule(o["schedule"], t["steps"], o["warmup"], o["decay"])
-    return Program(model(dims, **options), dims, objective, rate, dtypes[t["dtype"]], core(o), failure.policy(t))
+    return Program(model(dims, **options), dims, objective, rate, _dtype(t["dtype"]), core(o), failure.policy(t))
+
+
+def _dtype(name: str) -> Any:
+    dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+    if name not in dtypes:
+        raise unknown("train.dtype", name, dtypes)
+    return dtypes[name]
 
 
 def _dims(model: Any, part: dict, base: dict, given: dict[str, dict[str, int]]) -> Dims:
@@ -200,11 +204,26 @@ def placement(run: dict, trials: int) -> Placement:
         raise UserError(f"config key {e}") from e
 
 
-def parted(program: Program, config: dict) -> Program:
-    """A program whose steps are computed in `run.accumulate` parts; UserError where they cannot be."""
-    parts, batch = config["run"]["accumulate"], config["train"]["batch"]
-    if parts < 1 or batch % parts:
+def check(config: dict, here: bool) -> None:
+    """UserError for a setting of how a population runs that is wrong whatever its model and data; `here`: or on the devices of this machine."""
+    run, batch = config["run"], config["train"]["batch"]
+    _dtype(config["train"]["dtype"])
+    if run["remat"] not in shared.REMAT:
+        raise unknown("config key run.remat", run["remat"], shared.REMAT)
+    if (parts := run["accumulate"]) < 1 or batch % parts:
         raise UserError(f"config key run.accumulate={parts} must divide train.batch={batch}")
+    if here:
+        placement(run, 1)
+    elif run["sharding"]:
+        try:
+            place.axes(run["sharding"])
+        except ValueError as e:
+            raise UserError(f"config key {e}") from e
+
+
+def parted(program: Program, config: dict) -> Program:
+    """A program whose steps are computed in `run.accumulate` parts; UserError where its objective cannot."""
+    parts = config["run"]["accumulate"]
     if parts > 1 and not hasattr(program.objective, "losses"):
         name = config["objective"]["name"]
         raise UserError(f"config key run.accumulate={parts}: objective {name!r} has no function losses(model, given); expected 1")
@@ -258,12 +277,11 @@ class Population:
 
     def __init__(self, trials: list[Trial], source: Any, held_out: dict[str, np.ndarray]):
         self.trials, self.config = trials, trials[0].config
+        check(self.config, here=True)
         self.program = parted(build(self.config, source.dims), self.config)
         self.seeds = sorted({t.config["seed"] for t in trials})
         self.compile_s, self.bytes = 0.0, 0
         run, t = self.config["run"], self.config["train"]
-        if run["remat"] not in shared.REMAT:
-            raise unknown("config key run.remat", run["remat"], shared.REMAT)
         jax.config.update("jax_default_matmul_precision", t["precision"])
         self.placement = placement(run, len(trials))
         self.hyper = self.place(hypers(self.program, trials, self.seeds))

@@ -205,6 +205,46 @@ def test_a_bad_override_is_one_line(tmp_path, capsys, override, named):
     assert all(n in line for n in named), line
 
 
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        (["--config.run.sharding=fdsp"], "config key run.sharding='fdsp' is no set of rules; expected one of: replicated, fsdp"),
+        (["--config.run.sharding=fsdp", "--config.run.mesh.data=2"], "divides over the axis 'fsdp', which run.mesh lacks"),
+        (["--config.run.mesh.fsdp=3"], "run.mesh={'fsdp': 3} does not cover 2 devices"),
+        (["--config.run.mesh.fdsp=2"], "config key 'run.mesh.fdsp' is unknown (nearest: 'run.mesh.fsdp')"),
+        (["--config.run.remat=blocks"], "config key run.remat 'blocks' is unknown (nearest: 'block')"),
+        (["--config.run.accumulate=3"], "config key run.accumulate=3 must divide train.batch=16"),
+        (["--config.train.dtype=bfloat"], "train.dtype 'bfloat' is unknown (nearest: 'bfloat16')"),
+        (["--config.judge.names=('orakle',)"], "judge name 'orakle' is unknown (nearest: 'oracle')"),
+        (["--task", "-1"], "--task -1 must be 0 or more"),
+        (["--workdir", "{folder}/tiny.py"], "cannot be written (Not a directory)"),
+    ],
+)
+def test_what_is_wrong_whatever_the_data_is_told_before_that_is_opened(tmp_path, monkeypatch, capsys, more, said):
+    monkeypatch.setattr(study, "open_source", lambda *_: pytest.fail("the data is opened"))
+    more = [m.format(folder=tmp_path) for m in more]
+    line = mistake(capsys, "run", str(experiment(tmp_path)), *([] if "--workdir" in more else ["--workdir", str(tmp_path / "runs")]), *more)
+    assert said in line
+    assert not (tmp_path / "runs").exists()
+    if "--workdir" in more:
+        monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write everywhere
+        assert "cannot be written (Permission denied)" in mistake(
+            capsys, "run", str(experiment(tmp_path)), "--workdir", str(tmp_path / "runs")
+        )
+
+
+def test_a_task_past_all_points_is_told_before_the_data_is_opened(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(study, "open_source", lambda *_: pytest.fail("the data is opened"))
+    assert run(experiment(tmp_path), tmp_path, "--task", "2") == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_a_rule_of_an_axis_that_no_weight_has_is_named(tmp_path, capsys):
+    path = experiment(tmp_path)
+    path.write_text(path.read_text().replace("c.run = dict(", 'c.run = dict(sharding="fsdp", rules=dict(embd="fsdp"), '))
+    assert "run.rules: axis 'embd' is unknown (nearest: 'embed')" in mistake(capsys, "run", str(path), "--workdir", str(tmp_path / "runs"))
+
+
 def test_a_batch_larger_than_the_source_is_one_line(tmp_path, capsys):
     line = mistake(capsys, "run", str(experiment(tmp_path)), "--workdir", str(tmp_path / "runs"), "--config.train.batch=1000")
     assert all(n in line for n in ("train.batch", "1000", "128")), line
