@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan = command("plan", _plan, "what a study will cost on this device, or on a TPU pod, before it is paid" + override)
     plan.add_argument("experiment", nargs="?", help="experiment file")
+    plan.add_argument("--workdir", help="leave out what is done in the study's folder there (default: plan all, as if nothing were)")
     plan.add_argument("--topology", metavar="NAME", help="compile for a pod that is not here, such as v5p:8x8x8")
     plan.add_argument("--slices", type=int, default=1, help="--topology: how many of it (default: 1)")
     plan.add_argument(
@@ -377,15 +378,21 @@ def _plan(args: argparse.Namespace) -> int:
     if args.all == bool(args.experiment):
         raise UserError("lab plan wants an experiment file, or --all")
     if args.all or args.topology:
+        if args.workdir is not None:
+            raise UserError(f"--workdir={args.workdir} is of a plan for this device, which leaves out what is done; a pod's is of one step")
         return _plan_pod(args)
     for key in ("mesh", "price", "out"):
         if getattr(args, key) is not None:
             raise UserError(f"--{key}={getattr(args, key)} is of a pod; name it by --topology, such as v5p:8x8x8")
-    study = _study(args)
+    study = _study(args, folder=args.workdir is not None)
     from lab import plan
 
+    if done := len(study.packs) - len(plan.left(study)):
+        print(f"{done} of {len(study.packs)} populations are done in {study.folder} and left out")
+    if done == len(study.packs):
+        return 0
     print(plan.table(plan.plan(study)))
-    if study.halving:
+    if study.halving and not done:
         print(f"run.halving leaves {study.left():.0%} of that, with a compile more a mark, where no trial diverges before")
     if study.experiment.ask:
         print("the first round alone: the sweep takes a history, and what it asks for next is not known before")
