@@ -718,9 +718,9 @@ def _sample(args: argparse.Namespace) -> None:
     told = f"{args.n} samples of trial {about['trial']} ({about['arm']}, {about['population']}"
     said = f"compiling the sampler of trial {about['trial']} and drawing {args.n} samples"
     if args.judge:
-        console.print(said, markup=False)
+        scores = study.judged(found, train, held, args.judge, args.n, options, lambda: console.print(said, markup=False))
         print(f"{told}{''.join(f'; {k} {v}' for k, v in options.items())})")
-        for column, value in study.judged(found, train, held, args.judge, args.n, options).items():
+        for column, value in scores.items():
             print(f"{column:24} {value:.6g}")
         return
     if args.prompt:

@@ -1231,10 +1231,13 @@ def sample(found: Restored, info: dict, cond: dict[str, np.ndarray], options: di
     return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
-def judged(found: Restored, train: Any, held: Any, names: list[str], n: int, options: dict) -> dict[str, float]:
-    """What judges say of restored weights: {column: value}; `options` are the sampler's."""
+def judged(
+    found: Restored, train: Any, held: Any, names: list[str], n: int, options: dict, begins: Callable[[], None] = lambda: None
+) -> dict[str, float]:
+    """What judges say of restored weights: {column: value}; `options` are the sampler's, and `begins` is called once no judge has refused."""
     config = {**DEFAULTS["judge"], **found.config.get("judge", {}), "names": names, "n": n}
     judges = open_judges(config, held, train)
+    begins()
     batches = jax.tree.map(jnp.asarray, held_out(found.config, held))
     made = held[0][found.program.objective.makes]
     painter = Painter(found.program, made.shape, options, clip=made.dtype == np.uint8, palette=held.info.get("palette"))

@@ -124,6 +124,29 @@ def test_a_killed_study_goes_on_bitwise(tmp_path):
     assert record.results(tmp_path / "whole" / "tiny").equals(record.results(folder))
 
 
+SLOW = """import pathlib, time
+class Source:
+    def __init__(self, split, data_dir, n):
+        pathlib.Path(__file__).with_suffix(".opened").touch()
+        time.sleep(60)
+"""
+
+
+def test_a_study_that_is_stopped_before_it_trains_ends_at_once_without_a_dump(tmp_path):
+    """Launchers take SIGTERM's own code as they take 75 where they sent it (tests/lab/test_launch.py)."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    path = experiment(tmp_path)
+    path.write_text(re.sub(r"name='.*?waves.py'", f"name={str(tmp_path / 'slow.py')!r}", path.read_text()))
+    command = [sys.executable, "-m", "lab.cli", "run", str(path), "--workdir", str(tmp_path)]
+    running = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(TESTS.parent)}, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    while not (tmp_path / "slow.opened").exists() and time.monotonic() < end and running.poll() is None:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGTERM)
+    _, told = running.communicate(timeout=30)
+    assert (running.returncode, told) == (-signal.SIGTERM, "tiny: opening data\n")
+
+
 def test_added_points_train_alone(again, tmp_path):
     _, runs = again
     folder = runs / "tiny"
@@ -168,6 +191,14 @@ def test_judges_say_of_every_trial_what_the_same_command_says_later(trained, cap
     best = min(last, key=lambda r: r["eval_loss"])
     assert float(said["contrast"]) == pytest.approx(best["contrast"], rel=1e-4)
     assert float(said["contrast_error"]) == pytest.approx(best["contrast_error"], rel=1e-4)
+
+
+def test_a_judge_that_cannot_judge_refuses_before_anything_is_drawn(trained, monkeypatch, capsys):
+    monkeypatch.setattr(study, "Painter", lambda *_, **__: pytest.fail("a sampler is made"))
+    capsys.readouterr()
+    assert cli.main(["sample", str(trained), "-n", "4", "--judge", "oracle"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()  # nothing is said to be compiled
+    assert "judge 'oracle' needs a source with an oracle" in line
 
 
 def test_every_trial_diverged_is_exit_code_3(tmp_path):
