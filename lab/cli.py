@@ -7,6 +7,7 @@ import inspect
 import os
 import runpy
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -310,6 +311,7 @@ def _study(args: argparse.Namespace, folder: bool = False):
 def _run(args: argparse.Namespace) -> int:
     from lab.log import console
 
+    began = time.time()
     if "://" in args.workdir:
         raise UserError(f"--workdir {args.workdir!r}: a study is written to a folder; mount the bucket and give its path (docs/pods.md)")
     if args.task is not None and args.task < 0:
@@ -349,7 +351,7 @@ def _run(args: argparse.Namespace) -> int:
         only = order[args.task]
     try:
         with Interrupt() as interrupt:
-            folder = study.run(interrupt, only, args.largest_first)
+            folder = study.run(interrupt, only, args.largest_first, began)
     except Preempted as e:
         print(f"lab: {e}" if str(e) else "lab: stopped, state saved; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED

@@ -522,10 +522,11 @@ def run(
     progress: Progress,
     interrupt: Interrupt,
     span: Span | None = None,
+    startup: float = 0.0,
 ) -> None:
     """Train a population to its last step from wherever it was, and leave records, weights of the best trials and done.json.
 
-    One whose `span` ends before its trials' last step leaves its state in the place of weights.
+    `startup` are seconds that this process took before. One whose `span` ends before its trials' last step leaves its state in the place of weights.
 
     Raises:
       Preempted: `interrupt` was set; rows and state are saved. Or a step that was computed twice differed; nothing of it is saved.
@@ -535,14 +536,16 @@ def run(
     last, began = span.until, time.time()
     keep = Checkpoints(folder / "checkpoints", how["keep"], how["keep_every"])
     progress.stage(name, "compiling")
-    carry = pop.init()
     begun = time.monotonic()
+    carry = pop.init()
+    init_s, begun = time.monotonic() - begun, time.monotonic()
     found = _restored(folder, keep, pop.shapes(carry))
     start, state = found or (span.start, span.state and span.state())
     carry = carry if state is None else pop.carry(state, carry)
     restore_s = time.monotonic() - begun
     writer = Writer(folder) if hosts.first() else None
-    events = Events(folder, writer.attempt if writer else 0, began, start)
+    events = Events(folder, writer.attempt if writer else 0, began, start, startup)
+    events.tell("init", init_s)
     events.tell("restore", restore_s, step=start)
     if found is None and span.rows is not None and writer:
         writer.append([r | {"attempt": writer.attempt} for r in span.rows()])
@@ -591,7 +594,8 @@ def run(
                 pending = None
             if step == span.leaves and step:
                 watchdog.rest()
-                _leave(folder, step, pop.state(carry))
+                with events.timed("save", step=step):
+                    _leave(folder, step, pop.state(carry))
                 mark = time.monotonic()  # as below
             if step == last:
                 write(step, {**judged, "diverged": ~pop.alive(carry)})

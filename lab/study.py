@@ -450,6 +450,7 @@ class Study:
         self.print = self.train.info["fingerprint"]
         self.trials = {t.id: t for t in expand(experiment, self.print, complete)}
         self.known: dict = {}
+        self._startup = 0.0  # seconds of this process before its first population, until that is told
         self._each: dict[str, float] = {}  # FLOPs of an example of each shape
         self._twins: dict[str, str] = {}  # of each trial, what it shares with its like of other horizons
         if folder is not None and (folder / "study.json").exists():
@@ -620,12 +621,12 @@ class Study:
             out[name] = self._each[shape] * c["train"]["batch"] * c["train"]["steps"] * len(group)
         return out
 
-    def run(self, interrupt: populations.Interrupt, only: str = "", largest_first: bool = False) -> Path:
+    def run(self, interrupt: populations.Interrupt, only: str = "", largest_first: bool = False, began: float | None = None) -> Path:
         """Train what is not done yet and nobody else trains, rung by rung and round by round; returns the folder.
 
         Several processes may run one study: each population is trained by one of them. A process ends where all that is left is held by others
         and decides nothing of what comes next, and with `only`, a population, where that and those that it begins from are trained; what is
-        then left, and who holds it, is in `others`.
+        then left, and who holds it, is in `others`. `began` is when the process did, in Unix time: its start-up is told beside its first population.
 
         Raises:
           Preempted: asked to stop.
@@ -639,6 +640,8 @@ class Study:
             order = [n for n in self._ordered(self.work(), largest_first) if n in wanted]
             if opened is None and not all(record.finished(folder / n) for n in order):
                 opened = open_judges(self.config["judge"], self.held, self.train), Decoded(self.train)
+            if began is not None:
+                self._startup, began = time.time() - began, None
             with self._progress() as progress:
                 self._train(opened, progress, interrupt, order, wait=not only and self._goes_on())
             left = [n for n in self.packs if not record.finished(folder / n)]
@@ -788,11 +791,12 @@ class Study:
     def _one(self, name: str, opened: Any, progress: Progress, interrupt: populations.Interrupt) -> None:
         """Train one population to its end."""
         judges, source = opened
+        startup, self._startup = self._startup, 0.0
         pop = Population(self.packs[name], source, held_out(self.packs[name][0].config, self.held))
         if hosts.first():
             self._card(self.folder / name, pop)
         judging, span = pop.judging(judges, self.held), self._span(name, pop)
-        populations.run(self.folder / name, name, pop, source, judging, progress, interrupt, span)
+        populations.run(self.folder / name, name, pop, source, judging, progress, interrupt, span, startup)
 
     def _ready(self, name: str) -> bool:
         """Whether what a population begins from is there."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from lab import cli, record, study
+from lab import cli, goodput, record, study
 from lab.population import Interrupt, Preempted
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -145,6 +145,14 @@ def test_a_study_that_is_stopped_before_it_trains_ends_at_once_without_a_dump(tm
     running.send_signal(signal.SIGTERM)
     _, told = running.communicate(timeout=30)
     assert (running.returncode, told) == (-signal.SIGTERM, "tiny: opening data\n")
+
+
+def test_where_the_time_of_a_study_went_is_named(trained):
+    told = goodput.study(trained, list(record.read_study(trained)["populations"]))
+    assert told["startup"] > 0
+    assert told["init"] > 0
+    assert told["other"] < 0.1 * told["wall"]
+    assert "startup " in goodput.said(told)
 
 
 def test_added_points_train_alone(again, tmp_path):
