@@ -691,6 +691,9 @@ def _ladder(args: argparse.Namespace) -> None:
     for key in ("budget", "points", "seeds", "epochs", "steps", "noise", *(("lr",) if args.lr is not None else ())):
         if not 0 < getattr(args, key) < float("inf"):
             raise UserError(f"--{key}={getattr(args, key)} must be above 0")
+    from lab import written
+
+    written.check(Path(args.out))  # before data is opened
     _jax()
     from lab import designs, study
 
