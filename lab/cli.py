@@ -263,6 +263,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as e:
         print(f"lab: {e}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # an OSError too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
@@ -273,9 +276,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("lab: interrupted; the same command goes on from the last saved step", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _options(command: str) -> list[str]:
