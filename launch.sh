@@ -5,8 +5,8 @@
 #   ./launch.sh test [--parity] [PYTEST ARGS]     the tests; --parity adds the comparisons with PyTorch and diffusers
 #   ./launch.sh env                               the environment alone
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
-venv="$PWD/.venv"
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"  # paths that are given are the caller's own, so its folder stays the current one
+venv="$root/.venv"
 extras="${LAB_EXTRAS:-icons,dev,notebooks,plan}"  # icons,tpu on a TPU host
 
 # XLA takes its temporary buffers from malloc anew at every step: in pages of 2 MB that costs a fraction of the page faults
@@ -24,7 +24,7 @@ find_python() {
 }
 
 # What the environment was made from: it is remade when the project file, the lock or the folder's place changes.
-stamp() { { printf '%s\n' "$1" "$PWD"; cat pyproject.toml "$2"; } | cksum; }
+stamp() { { printf '%s\n' "$1" "$root"; cat "$root/pyproject.toml" "$2"; } | cksum; }
 
 packages() {  # arguments of pip's install
   if [ "$uv" ]; then "$uv" pip install --quiet --python "$venv/bin/python" "$@"
@@ -36,7 +36,7 @@ install() {
   sed -n 's/ *\\$//; /^ /!p' "$lock" > "$venv/versions.txt"
   if [ "${LAB_UNHASHED:-}" ]; then say "LAB_UNHASHED is set: packages are taken by their versions alone"; packages --no-deps --requirement "$venv/versions.txt"
   else packages --no-deps --require-hashes --requirement "$lock" || die "packages of $lock were not installed (above); an index that builds its own wheels has others: LAB_UNHASHED=1 goes by versions alone"; fi
-  packages --constraint "$venv/versions.txt" --no-build-isolation --editable ".[$extras]"
+  packages --constraint "$venv/versions.txt" --no-build-isolation --editable "${root}[$extras]"
 }
 
 environment() {
@@ -46,7 +46,7 @@ environment() {
     say "making .venv with $("$python" --version) and ${uv:-pip}"
     if [ "$uv" ]; then "$uv" venv --quiet --clear --seed --python "$python" "$venv"; else "$python" -m venv --clear "$venv"; fi
   fi
-  lock="locks/py$("$venv/bin/python" -c 'import sys; print("311" if sys.version_info < (3, 12) else "312")').txt"
+  lock="$root/locks/py$("$venv/bin/python" -c 'import sys; print("311" if sys.version_info < (3, 12) else "312")').txt"
   local want; want=$(stamp "$extras" "$lock")
   if [ "$(cat "$venv/stamp" 2>/dev/null)" != "$want" ]; then
     say "installing the packages of $lock into .venv (a few minutes the first time)"
@@ -71,6 +71,7 @@ case "${1:-}" in
     marks="not slow and not parity"
     if [ "${1:-}" = --parity ]; then shift; parity; marks="not slow"; fi
     # two at a time: more would want their memory and gain little, as XLA uses every core
+    cd "$root"
     exec "$venv/bin/python" -m pytest -q -m "$marks" -n 2 --dist worksteal "$@" ;;
   *) environment; exec "$venv/bin/lab" "$@" ;;
 esac

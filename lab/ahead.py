@@ -9,7 +9,7 @@ import numpy as np
 from lab import bring, ladder, record, skills, target
 from lab.devices import PEAK, Machine
 from lab.errors import UserError
-from lab.fit import Study, Told, formula, lawless, warnings
+from lab.fit import WORTH, Study, Told, formula, lawless, warnings
 from lab.laws.allocation import price
 from lab.laws.epochs import Limited, effective
 from lab.laws.fits import DRAWN, LEVEL, NEAR, Fit, span
@@ -149,7 +149,7 @@ def text(
             f"--unique={unique:g} has no meaning here: of no arm it is told that examples which repeat count less than new ones"
         )
     what = f" at {flops:.3g} training FLOPs" if flops is not None else " of a given run"
-    said = [f"{told.metric}{what}; intervals of {' and '.join(f'{v:.0%}' for v in LEVELS)}."]
+    said = [f"{told.metric}{what}; intervals of {' and '.join(f'{v:.0%}' for v in LEVELS)}. N: parameters, D: examples, C: training FLOPs."]
     if flops is not None and machine:
         said.append(takes(machine, flops))
     for arm, t in _able(told).items():
@@ -204,7 +204,8 @@ def _law(first: Fit | Limited, beyond: float) -> str:
         f" (exponents drawn to {NEAR[0]:g} +- {NEAR[1]:g}, as published ones are, for {len(first.points.loss)} points tell little of them)"
         * (first.form == DRAWN)
     )
-    return f"  by {first.form} = {formula(first)}{drawn}, {beyond:.3g} times {'beyond ' * (beyond >= 1)}its largest budget{far}"
+    worth = f" ({WORTH})" if isinstance(first, Limited) else ""
+    return f"  by {first.form} = {formula(first)}{worth}{drawn}, {beyond:.3g} times {'beyond ' * (beyond >= 1)}its largest budget{far}"
 
 
 def _budget(arm: str, t: Told, f: Forecast, first: Fit | Limited) -> list[str]:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lab.files import write_json
+from sharding.exits import INTERRUPTED
 
 BEAT = 5.0  # seconds between two beats of a claim
 MISSED = 12  # beats after which it is stale
@@ -72,7 +73,7 @@ class Claim(contextlib.AbstractContextManager):
 
 def _end() -> None:
     print(f"lab: {owner()} was held up for long and another process has taken over its work, so this one ends", file=sys.stderr, flush=True)
-    os._exit(75)  # at once: whatever it still wrote would mix with the other's rows
+    os._exit(INTERRUPTED)  # at once: whatever it still wrote would mix with the other's rows
 
 
 def take(folder: Path, name: str, lost: Callable[[], None] = _end) -> Claim | None:

@@ -7,11 +7,13 @@ import inspect
 import os
 import runpy
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 from lab.errors import UserError, unknown
+from sharding.exits import INTERRUPTED
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = "folder of a study, or of runs that `lab records add` brought in"
@@ -53,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan = command("plan", _plan, "what a study will cost on this device, or on a TPU pod, before it is paid" + override)
     plan.add_argument("experiment", nargs="?", help="experiment file")
+    plan.add_argument("--workdir", help="leave out what is done in the study's folder there (default: plan all, as if nothing were)")
     plan.add_argument("--topology", metavar="NAME", help="compile for a pod that is not here, such as v5p:8x8x8")
     plan.add_argument("--slices", type=int, default=1, help="--topology: how many of it (default: 1)")
     plan.add_argument(
@@ -260,6 +263,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as e:
         print(f"lab: {e}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # an OSError too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
@@ -269,10 +275,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("lab: interrupted; the same command goes on from the last saved step", file=sys.stderr)
-        return 75
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return INTERRUPTED
 
 
 def _options(command: str) -> list[str]:
@@ -299,19 +302,20 @@ def _jax() -> None:
 
 def _study(args: argparse.Namespace, folder: bool = False):
     from lab import study
-    from lab.log import console
 
     _jax()
     experiment = study.load(args.experiment, args.overrides)
-    console.print(f"{experiment.name}: opening data", markup=False)
-    return study.Study(experiment, Path(args.workdir) / experiment.name if folder else None)
+    return study.Study(experiment, Path(args.workdir) / experiment.name if folder else None, here=args.command == "plan")
 
 
 def _run(args: argparse.Namespace) -> int:
     from lab.log import console
 
+    began = time.time()
     if "://" in args.workdir:
         raise UserError(f"--workdir {args.workdir!r}: a study is written to a folder; mount the bucket and give its path (docs/pods.md)")
+    if args.task is not None and args.task < 0:
+        raise UserError(f"--task {args.task} must be 0 or more")
     if args.retries:
         from lab.launch import retry
         from lab.launch.job import lab
@@ -327,22 +331,30 @@ def _run(args: argparse.Namespace) -> int:
         raise UserError(f"processes of this run: {e}") from e
     except RuntimeError as e:  # others are late or gone, which another attempt may mend
         print(f"lab: processes of this run did not all start ({str(e).splitlines()[0]}); start all of them again", file=sys.stderr)
-        return 75
+        return INTERRUPTED
     console.quiet = not hosts.first()
-    study = _study(args, folder=True)
-    only = args.only
+    from lab import study as studies
+
+    experiment = studies.load(args.experiment, args.overrides)
+    folder, nothing = (
+        Path(args.workdir) / experiment.name,
+        f"task {args.task}: the study has no more populations, so there is nothing to do",
+    )
+    if args.task is not None and args.task >= studies.most(experiment, folder):
+        print(nothing)
+        return 0
+    study, only = studies.Study(experiment, folder, here=True), args.only
     if args.task is not None:
-        order = study.longest()
-        if args.task >= len(order):
-            print(f"task {args.task}: the study has {len(order)} populations, so there is nothing to do")
+        if args.task >= len(order := study.longest()):
+            print(nothing)
             return 0
         only = order[args.task]
     try:
         with Interrupt() as interrupt:
-            folder = study.run(interrupt, only, args.largest_first)
+            folder = study.run(interrupt, only, args.largest_first, began)
     except Preempted as e:
         print(f"lab: {e}" if str(e) else "lab: stopped, state saved; the same command goes on from here", file=sys.stderr)
-        return 75
+        return INTERRUPTED
     if study.others:
         if not hosts.first():
             return 0
@@ -368,15 +380,21 @@ def _plan(args: argparse.Namespace) -> int:
     if args.all == bool(args.experiment):
         raise UserError("lab plan wants an experiment file, or --all")
     if args.all or args.topology:
+        if args.workdir is not None:
+            raise UserError(f"--workdir={args.workdir} is of a plan for this device, which leaves out what is done; a pod's is of one step")
         return _plan_pod(args)
     for key in ("mesh", "price", "out"):
         if getattr(args, key) is not None:
             raise UserError(f"--{key}={getattr(args, key)} is of a pod; name it by --topology, such as v5p:8x8x8")
-    study = _study(args)
+    study = _study(args, folder=args.workdir is not None)
     from lab import plan
 
+    if done := len(study.packs) - len(plan.left(study)):
+        print(f"{done} of {len(study.packs)} populations are done in {study.folder} and left out")
+    if done == len(study.packs):
+        return 0
     print(plan.table(plan.plan(study)))
-    if study.halving:
+    if study.halving and not done:
         print(f"run.halving leaves {study.left():.0%} of that, with a compile more a mark, where no trial diverges before")
     if study.experiment.ask:
         print("the first round alone: the sweep takes a history, and what it asks for next is not known before")
@@ -673,6 +691,9 @@ def _ladder(args: argparse.Namespace) -> None:
     for key in ("budget", "points", "seeds", "epochs", "steps", "noise", *(("lr",) if args.lr is not None else ())):
         if not 0 < getattr(args, key) < float("inf"):
             raise UserError(f"--{key}={getattr(args, key)} must be above 0")
+    from lab import written
+
+    written.check(Path(args.out))  # before data is opened
     _jax()
     from lab import designs, study
 
@@ -702,9 +723,9 @@ def _sample(args: argparse.Namespace) -> None:
     told = f"{args.n} samples of trial {about['trial']} ({about['arm']}, {about['population']}"
     said = f"compiling the sampler of trial {about['trial']} and drawing {args.n} samples"
     if args.judge:
-        console.print(said, markup=False)
+        scores = study.judged(found, train, held, args.judge, args.n, options, lambda: console.print(said, markup=False))
         print(f"{told}{''.join(f'; {k} {v}' for k, v in options.items())})")
-        for column, value in study.judged(found, train, held, args.judge, args.n, options).items():
+        for column, value in scores.items():
             print(f"{column:24} {value:.6g}")
         return
     if args.prompt:

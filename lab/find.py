@@ -79,14 +79,17 @@ def check(call: Callable, options: dict, what: str, given: tuple[str, ...] = ("s
 
 
 def typed(call: Callable, options: dict, what: str) -> None:
-    """UserError for an option whose value is not of the type (int, float, str, bool, or one of several) that `call` says it takes."""
+    """UserError for an option whose value is not of the type (int, float, str, bool, or one of several) that `call` says it takes.
+
+    `what` stands before its name, such as 'config key optim.'.
+    """
     kinds = {n: p.annotation for n, p in inspect.signature(call).parameters.items()}
     for key, value in options.items():
         said = typing.get_args(kinds[key]) or (kinds[key],)
         allowed = {*said, int} if float in said else set(said)
         if allowed <= {int, float, str, bool, type(None)} and type(value) not in allowed:
             names = " or ".join(getattr(k, "__name__", str(k)) for k in said if k is not type(None))
-            raise UserError(f"config key {what}.{key}={value!r} must be of type {names}")
+            raise UserError(f"{what}{key}={value!r} must be of type {names}")
 
 
 def make(call: Callable, options: dict, what: str, given: tuple = ()) -> Any:

@@ -102,9 +102,14 @@ def _formula(f: epochs.Repeats) -> str:
     return f"{f.value[0]:.4g} + {a:.4g} N^-{p:.3g} + {b:.4g} D'^-{q:.3g}, D' = U + U R* (1 - exp(-(D / U - 1) / R*)), R* = {f.repeats:.3g}"
 
 
+# what letters of `_formula` mean, for all who print it
+WORTH = "D' is what D examples, U of them distinct, are worth as new ones; after R* repeats one more is worth 1 / e of a new one"
+
+
 def _repeats(f: epochs.Repeats, plain: float) -> Iterator[str]:
     """The law of N, D and U; `plain` is what L(N, D) leaves of a point."""
     yield f"{epochs.FORM} = {_formula(f)}"
+    yield f"  {WORTH}"
     low, high = f.interval(5)
     said = f"R* {low:.3g} to {'unbounded' if np.isinf(high) else f'{high:.3g}'}; exponent of N {_exponent(f.interval(3))}; exponent of D' {_exponent(f.interval(4))}"
     yield f"  {LEVEL:.0%} intervals: {said}; points lie {f.sd:.2%} from it, and {plain:.2%} from L(N, D)"

@@ -12,19 +12,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# causes of time that trains nothing: named events, steps done again, time between attempts, the rest
-CAUSES = ("compile", "restore", "save", "eval", "judge", "replay", "redone", "down", "other")
+# causes of time that trains nothing: named events, of which startup is imports, data and packing before a process's first population; steps
+# done again; time between attempts, and between populations; the rest
+CAUSES = ("startup", "init", "compile", "restore", "save", "eval", "judge", "replay", "redone", "down", "between", "other")
 EVERY = 2.0  # seconds of steps in one event: what a kill leaves untold
 
 
 class Events:
-    """Writes the events of one attempt, which `began` at a Unix time and goes on from a step; of attempt 0, of a process that does not write, none."""
+    """Writes the events of one attempt, which `began` at a Unix time and goes on from a step; of attempt 0, of a process that does not write, none.
 
-    def __init__(self, folder: Path, attempt: int, began: float, step: int):
+    `startup` are seconds before it began that were spent for it, of which those beside an earlier attempt are not told.
+    """
+
+    def __init__(self, folder: Path, attempt: int, began: float, step: int, startup: float = 0.0):
+        if earlier := read(folder):
+            startup = max(0.0, min(startup, began - earlier[-1][-1]["at"]))
         self._file = (Path(folder) / f"events-{attempt:04d}.jsonl" if attempt else Path(os.devnull)).open("a")
         self._step, self._to, self._seconds, self._said = step, step, 0.0, time.monotonic()
         self.seconds: dict[str, float] = {}
-        self._write("start", at=round(began, 3), attempt=attempt, owner=f"{socket.gethostname()}:{os.getpid()}")
+        self._write("start", at=round(began - startup, 3), attempt=attempt, owner=f"{socket.gethostname()}:{os.getpid()}")
+        if startup > 0:
+            self.tell("startup", startup)
 
     def _write(self, what: str, **about: Any) -> None:
         self._file.write(json.dumps({"at": round(time.time(), 3), "what": what, **about}) + "\n")
@@ -98,13 +106,13 @@ def account(folder: Path) -> dict[str, float]:
 
 
 def study(folder: Path, populations: list[str]) -> dict[str, float]:
-    """`account` of a study: the sum over its populations; where these followed one another, time between them is `other`."""
+    """`account` of a study: the sum over its populations; where these followed one another, time between them is `between`."""
     each = [account(Path(folder) / name) for name in populations]
     out = {k: sum(a[k] for a in each) for k in ("wall", "steps", *CAUSES)}
     ends = [(a[0][0]["at"], a[-1][-1]["at"]) for name in populations if (a := read(Path(folder) / name))]
     whole = max((e for _, e in ends), default=0.0) - min((b for b, _ in ends), default=0.0)
     between = max(0.0, whole - out["wall"])
-    return out | {"wall": out["wall"] + between, "other": out["other"] + between}
+    return out | {"wall": out["wall"] + between, "between": between}
 
 
 def said(told: dict[str, float]) -> str:

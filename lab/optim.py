@@ -71,7 +71,7 @@ def check(config: dict[str, Any], defaults: dict[str, Any], eps: str) -> None:
                 f"config key optim.{key}={config[key]!r} is not read by optimizer {name!r}{nearest(key, known)}; it reads: {', '.join(known)}"
             )
     find.check(kind(name), own, "optim", ("self", *SHARED))
-    find.typed(kind(name), own, "optim")
+    find.typed(kind(name), own, "config key optim.")
 
 
 def own(config: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:

@@ -20,7 +20,7 @@ from lab.devices import CHIPS, PEAK, Chip
 from lab.errors import UserError, ranked, unknown
 from lab.files import sha256, write_json
 from lab.layouts import SPARE, Guess, Layout, Seconds, Work
-from lab.log import console
+from lab.log import clock, console
 from lab.models import shared
 from lab.population import Placement, Trial
 from lab.train import over_trials
@@ -180,9 +180,12 @@ def plan(
     named = mesh or own(run, on)
     found = layouts.guesses(job, on.kind, on.chip, chips, on.slices)
     tried: list[dict] = []
+    most = TRIES + bool(named)
 
     def attempt(guess: Guess) -> dict | None:
-        console.print(f"compiling for {on}: {guess.layout}", markup=False)
+        each = max((t["compile_s"] for t in tried), default=0.0)
+        eta = f"; about {clock(each * (most - len(tried)))} left at most" if each else ""
+        console.print(f"compiling for {on}: {guess.layout}, {len(tried) + 1} of at most {most}{eta}", markup=False)
         took = measured(job, guess.layout, on, cache)
         row = {"layout": guess.layout._asdict(), "estimated_bytes": round(guess.bytes), "compile_s": round(took.seconds, 1)}
         tried.append({**row, "fits": took.fits, "needed": took.needed, "has": took.has})
@@ -274,10 +277,11 @@ def every(files: list[Path], out: Path, price: float | None = None) -> list[dict
 
     A topology is such as 'v5p:8x8x8', or '2 v5p:8x8x8' for two slices.
     """
-    rows = []
-    for file in files:
-        for name in runpy.run_path(str(file))["TOPOLOGIES"]:
-            *count, name = name.split()
-            rows.append(plan(study.load(str(file)), pod(name, int(*count or [1])), price=price))
-            write_json(out, rows)
+    rows, todo, began = [], [(file, name) for file in files for name in runpy.run_path(str(file))["TOPOLOGIES"]], time.monotonic()
+    for i, (file, named) in enumerate(todo):
+        eta = f"; about {clock((time.monotonic() - began) / i * (len(todo) - i))} left" if i else ""
+        console.print(f"plan {i + 1} of {len(todo)}{eta}", markup=False)
+        *count, name = named.split()
+        rows.append(plan(study.load(str(file)), pod(name, int(*count or [1])), price=price))
+        write_json(out, rows)
     return rows

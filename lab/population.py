@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -71,11 +72,15 @@ def build(config: dict, source_dims: dict[str, int]) -> Program:
         raise unknown("config key model", key, [*find.arguments(model.__init__), *knobs])
     find.check(model.__init__, options, "model")
     o, t = config["optim"], config["train"]
-    dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-    if t["dtype"] not in dtypes:
-        raise unknown("train.dtype", t["dtype"], dtypes)
     rate = schedule(o["schedule"], t["steps"], o["warmup"], o["decay"])
-    return Program(model(dims, **options), dims, objective, rate, dtypes[t["dtype"]], core(o), failure.policy(t))
+    return Program(model(dims, **options), dims, objective, rate, _dtype(t["dtype"]), core(o), failure.policy(t))
+
+
+def _dtype(name: str) -> Any:
+    dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+    if name not in dtypes:
+        raise unknown("train.dtype", name, dtypes)
+    return dtypes[name]
 
 
 def _dims(model: Any, part: dict, base: dict, given: dict[str, dict[str, int]]) -> Dims:
@@ -199,11 +204,26 @@ def placement(run: dict, trials: int) -> Placement:
         raise UserError(f"config key {e}") from e
 
 
-def parted(program: Program, config: dict) -> Program:
-    """A program whose steps are computed in `run.accumulate` parts; UserError where they cannot be."""
-    parts, batch = config["run"]["accumulate"], config["train"]["batch"]
-    if parts < 1 or batch % parts:
+def check(config: dict, here: bool) -> None:
+    """UserError for a setting of how a population runs that is wrong whatever its model and data; `here`: or on the devices of this machine."""
+    run, batch = config["run"], config["train"]["batch"]
+    _dtype(config["train"]["dtype"])
+    if run["remat"] not in shared.REMAT:
+        raise unknown("config key run.remat", run["remat"], shared.REMAT)
+    if (parts := run["accumulate"]) < 1 or batch % parts:
         raise UserError(f"config key run.accumulate={parts} must divide train.batch={batch}")
+    if here:
+        placement(run, 1)
+    elif run["sharding"]:
+        try:
+            place.axes(run["sharding"])
+        except ValueError as e:
+            raise UserError(f"config key {e}") from e
+
+
+def parted(program: Program, config: dict) -> Program:
+    """A program whose steps are computed in `run.accumulate` parts; UserError where its objective cannot."""
+    parts = config["run"]["accumulate"]
     if parts > 1 and not hasattr(program.objective, "losses"):
         name = config["objective"]["name"]
         raise UserError(f"config key run.accumulate={parts}: objective {name!r} has no function losses(model, given); expected 1")
@@ -257,12 +277,11 @@ class Population:
 
     def __init__(self, trials: list[Trial], source: Any, held_out: dict[str, np.ndarray]):
         self.trials, self.config = trials, trials[0].config
+        check(self.config, here=True)
         self.program = parted(build(self.config, source.dims), self.config)
         self.seeds = sorted({t.config["seed"] for t in trials})
         self.compile_s, self.bytes = 0.0, 0
         run, t = self.config["run"], self.config["train"]
-        if run["remat"] not in shared.REMAT:
-            raise unknown("config key run.remat", run["remat"], shared.REMAT)
         jax.config.update("jax_default_matmul_precision", t["precision"])
         self.placement = placement(run, len(trials))
         self.hyper = self.place(hypers(self.program, trials, self.seeds))
@@ -374,10 +393,11 @@ class Population:
         batch = self.put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self.batch_shape))
         options = IN_TURN if apart is not None and jax.default_backend() == "cpu" else None
         start = time.monotonic()
-        # XLA compiles outside Python's lock, so the two take the time of the longer; of several processes all must compile in one order
+        # XLA compiles outside Python's lock, so the two take the time of the longer; of several processes all must compile in one order. What
+        # holds where this is called, as `shared.rolled`, holds in its threads
         with ThreadPoolExecutor(2 if jax.process_count() == 1 else 1) as pool:
-            built = pool.submit(aot, step, carry, self.hyper, batch, donate=(0,), options=options)
-            judged = pool.submit(aot, evaluate, carry, self._key, self.held_out, options=options)
+            built = pool.submit(copy_context().run, aot, step, carry, self.hyper, batch, donate=(0,), options=options)
+            judged = pool.submit(copy_context().run, aot, evaluate, carry, self._key, self.held_out, options=options)
         self.step, self._evaluate = built.result().call, judged.result().call
         self.compile_s, self.bytes = time.monotonic() - start, max(built.result().bytes, judged.result().bytes)
 
@@ -502,10 +522,11 @@ def run(
     progress: Progress,
     interrupt: Interrupt,
     span: Span | None = None,
+    startup: float = 0.0,
 ) -> None:
     """Train a population to its last step from wherever it was, and leave records, weights of the best trials and done.json.
 
-    One whose `span` ends before its trials' last step leaves its state in the place of weights.
+    `startup` are seconds that this process took before. One whose `span` ends before its trials' last step leaves its state in the place of weights.
 
     Raises:
       Preempted: `interrupt` was set; rows and state are saved. Or a step that was computed twice differed; nothing of it is saved.
@@ -515,14 +536,16 @@ def run(
     last, began = span.until, time.time()
     keep = Checkpoints(folder / "checkpoints", how["keep"], how["keep_every"])
     progress.stage(name, "compiling")
-    carry = pop.init()
     begun = time.monotonic()
+    carry = pop.init()
+    init_s, begun = time.monotonic() - begun, time.monotonic()
     found = _restored(folder, keep, pop.shapes(carry))
     start, state = found or (span.start, span.state and span.state())
     carry = carry if state is None else pop.carry(state, carry)
     restore_s = time.monotonic() - begun
     writer = Writer(folder) if hosts.first() else None
-    events = Events(folder, writer.attempt if writer else 0, began, start)
+    events = Events(folder, writer.attempt if writer else 0, began, start, startup)
+    events.tell("init", init_s)
     events.tell("restore", restore_s, step=start)
     if found is None and span.rows is not None and writer:
         writer.append([r | {"attempt": writer.attempt} for r in span.rows()])
@@ -571,7 +594,8 @@ def run(
                 pending = None
             if step == span.leaves and step:
                 watchdog.rest()
-                _leave(folder, step, pop.state(carry))
+                with events.timed("save", step=step):
+                    _leave(folder, step, pop.state(carry))
                 mark = time.monotonic()  # as below
             if step == last:
                 write(step, {**judged, "diverged": ~pop.alive(carry)})

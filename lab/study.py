@@ -1,6 +1,7 @@
 """An experiment file -> trials -> populations; what is done is skipped, what is not is resumed."""
 
 import contextlib
+import errno
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -28,7 +29,7 @@ from lab.axes import Dims
 from lab.checkpoint import Checkpoints, saved
 from lab.data.loader import decode, fetch, numeric, open_source, within
 from lab.errors import UserError, unknown
-from lab.evals.subject import open_judges
+from lab.evals.subject import judge_kinds, open_judges
 from lab.judging import Judging, Painter
 from lab.log import Progress, console
 from lab.objectives import conditions
@@ -36,7 +37,7 @@ from lab.optim import check as check_optim
 from lab.optim import traced
 from lab.population import Population, Trial
 from lab.train import Program
-from sharding import hosts
+from sharding import hosts, place
 from sharding.mesh import AXES
 
 # Every key that a config may have, apart from what a model, an objective or a source declares itself.
@@ -248,18 +249,30 @@ def _override(config: ConfigDict, overrides: Iterable[str]) -> list[str]:
     return keys
 
 
-def expand(experiment: Experiment, data_print: str) -> list[Trial]:
-    """The trials of a sweep, each with its complete config and its identity."""
-    trials = {}
+def configs(experiment: Experiment, here: bool = False) -> list[dict]:
+    """The complete config at each point of a sweep; UserError for what is wrong in one whatever its data, or with `here` this machine's devices."""
+    found, seen = [], set()
     for point in experiment.points:
         full = _at(experiment.config.to_dict(), point, experiment.sections)
-        arm = point.get("arm") or " ".join([full["parametrization"]["name"], *[find.stem(point[k]) for k in ("optim.name",) if k in point]])
         _counts(full)
         halving.marks(full)
         trunk.check(full)
         check_optim(full["optim"], DEFAULTS["optim"], full["parametrization"]["eps"])
         parametrization.table(**full["parametrization"])  # rules are checked before anything is traced
         populations.peak(full)
+        if (how := json.dumps([full["run"], full["judge"], full["train"]], default=list)) not in seen:
+            populations.check(full, here)
+            judge_kinds(full["judge"])
+            seen.add(how)
+        found.append(full)
+    return found
+
+
+def expand(experiment: Experiment, data_print: str, complete: list[dict] | None = None) -> list[Trial]:
+    """The trials of a sweep, each with its complete config, of `configs` where they are at hand, and its identity."""
+    trials = {}
+    for point, full in zip(experiment.points, complete or configs(experiment), strict=True):
+        arm = point.get("arm") or " ".join([full["parametrization"]["name"], *[find.stem(point[k]) for k in ("optim.name",) if k in point]])
         trial = Trial(identity(full, data_print), arm, full, point)
         if trials.get(trial.id, trial).config["sample"] != full["sample"]:
             raise UserError(
@@ -301,6 +314,11 @@ def identity(config: dict, data_print: str) -> str:
     own += filter(None, [find.source_digest("lab.optimizers", config["optim"]["name"])])
     text = json.dumps([NUMBERS, kept, data_print, own], sort_keys=True, default=list)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def most(experiment: Experiment, folder: Path) -> int:
+    """The most populations that a study can have before it is packed: each has a point of its own, or is in the folder."""
+    return len(experiment.points) + (len(record.read_study(folder)["populations"]) if (folder / "study.json").exists() else 0)
 
 
 def kinds(study: "Study") -> dict[str, dict]:
@@ -394,23 +412,45 @@ def versions() -> dict[str, str]:
 def sampler_options(objective: Any, options: dict, what: str) -> None:
     """UserError for an option that the objective's sampler does not take, or a value of another type or below one where it counts steps."""
     find.check(objective.sample, options, what, ("model", "key", "cond", "shape"))
-    find.typed(objective.sample, options, what)
+    find.typed(objective.sample, options, f"config key {what}.")
     if options.get("steps", 1) < 1:
         raise UserError(f"config key {what}.steps={options['steps']} must be at least 1")
 
 
-class Study:
-    """An experiment, its data, its trials and their packing; `folder` is where it lives once it runs."""
+def _unwritable(folder: Path, why: str) -> UserError:
+    return UserError(f"--workdir: folder {str(folder)!r} cannot be written ({why}); choose another --workdir")
 
-    def __init__(self, experiment: Experiment, folder: Path | None = None):
+
+def _can_be_written(folder: Path) -> None:
+    """UserError for a folder that can be neither written nor made, as far as that is told without making it."""
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(p))
+    if not there.is_dir():
+        raise _unwritable(folder, os.strerror(errno.ENOTDIR))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise _unwritable(folder, os.strerror(errno.EROFS if os.statvfs(there).f_flag & os.ST_RDONLY else errno.EACCES))
+
+
+class Study:
+    """An experiment, its data, its trials and their packing; `folder` is where it lives once it runs.
+
+    What can be told wrong without the data is told before that is opened; with `here` also what does not fit the devices of this machine, and
+    a folder that cannot be written.
+    """
+
+    def __init__(self, experiment: Experiment, folder: Path | None = None, here: bool = False):
         self.experiment, self.folder = experiment, folder
         self.config = experiment.config.to_dict()
+        complete = configs(experiment, here)
+        if here and folder is not None and hosts.first():
+            _can_be_written(folder)
+        console.print(f"{experiment.name}: opening data", markup=False)
         data = {**self.config["data"]}
         self.train = open_source(data, "train", self.config["run"]["data_dir"])
         self.held = open_source(data, "eval", self.config["run"]["data_dir"])
         self.print = self.train.info["fingerprint"]
-        self.trials = {t.id: t for t in expand(experiment, self.print)}
+        self.trials = {t.id: t for t in expand(experiment, self.print, complete)}
         self.known: dict = {}
+        self._startup = 0.0  # seconds of this process before its first population, until that is told
         self._each: dict[str, float] = {}  # FLOPs of an example of each shape
         self._twins: dict[str, str] = {}  # of each trial, what it shares with its like of other horizons
         if folder is not None and (folder / "study.json").exists():
@@ -427,6 +467,10 @@ class Study:
         self.trunks = self._trunks()
         programs = [populations.build(p[0].config, self.train.dims) for p in self.packs.values()]
         several = len({type(p.objective) for p in programs}) > 1
+        named = {n for p in programs for w in axes.weights(p.model).values() for n in w.arrow.names}.union(*place.DIVIDES.values())
+        for dim in {d: None for first, *_ in self.packs.values() for d in first.config["run"]["rules"]}:
+            if dim not in named:
+                raise unknown("config key run.rules: axis", dim, named)
         for p, (first, *_) in zip(programs, self.packs.values(), strict=True):
             what = "sample.options" + f" (arm {first.arm})" * several
             sampler_options(p.objective, first.config["sample"]["options"], what)
@@ -577,12 +621,12 @@ class Study:
             out[name] = self._each[shape] * c["train"]["batch"] * c["train"]["steps"] * len(group)
         return out
 
-    def run(self, interrupt: populations.Interrupt, only: str = "", largest_first: bool = False) -> Path:
+    def run(self, interrupt: populations.Interrupt, only: str = "", largest_first: bool = False, began: float | None = None) -> Path:
         """Train what is not done yet and nobody else trains, rung by rung and round by round; returns the folder.
 
         Several processes may run one study: each population is trained by one of them. A process ends where all that is left is held by others
         and decides nothing of what comes next, and with `only`, a population, where that and those that it begins from are trained; what is
-        then left, and who holds it, is in `others`.
+        then left, and who holds it, is in `others`. `began` is when the process did, in Unix time: its start-up is told beside its first population.
 
         Raises:
           Preempted: asked to stop.
@@ -596,6 +640,8 @@ class Study:
             order = [n for n in self._ordered(self.work(), largest_first) if n in wanted]
             if opened is None and not all(record.finished(folder / n) for n in order):
                 opened = open_judges(self.config["judge"], self.held, self.train), Decoded(self.train)
+            if began is not None:
+                self._startup, began = time.time() - began, None
             with self._progress() as progress:
                 self._train(opened, progress, interrupt, order, wait=not only and self._goes_on())
             left = [n for n in self.packs if not record.finished(folder / n)]
@@ -617,7 +663,7 @@ class Study:
             (self.folder / f".writable-{claims.owner()}").write_text("")
             (self.folder / f".writable-{claims.owner()}").unlink()
         except OSError as e:
-            raise UserError(f"--workdir: folder {str(self.folder)!r} cannot be written ({e.strerror}); choose another --workdir") from e
+            raise _unwritable(self.folder, e.strerror) from e
 
     def alone(self) -> contextlib.AbstractContextManager:
         """What no two runs that share the folder do at a time; of a run of several processes the first takes part."""
@@ -745,11 +791,12 @@ class Study:
     def _one(self, name: str, opened: Any, progress: Progress, interrupt: populations.Interrupt) -> None:
         """Train one population to its end."""
         judges, source = opened
+        startup, self._startup = self._startup, 0.0
         pop = Population(self.packs[name], source, held_out(self.packs[name][0].config, self.held))
         if hosts.first():
             self._card(self.folder / name, pop)
         judging, span = pop.judging(judges, self.held), self._span(name, pop)
-        populations.run(self.folder / name, name, pop, source, judging, progress, interrupt, span)
+        populations.run(self.folder / name, name, pop, source, judging, progress, interrupt, span, startup)
 
     def _ready(self, name: str) -> bool:
         """Whether what a population begins from is there."""
@@ -1188,10 +1235,13 @@ def sample(found: Restored, info: dict, cond: dict[str, np.ndarray], options: di
     return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
-def judged(found: Restored, train: Any, held: Any, names: list[str], n: int, options: dict) -> dict[str, float]:
-    """What judges say of restored weights: {column: value}; `options` are the sampler's."""
+def judged(
+    found: Restored, train: Any, held: Any, names: list[str], n: int, options: dict, begins: Callable[[], None] = lambda: None
+) -> dict[str, float]:
+    """What judges say of restored weights: {column: value}; `options` are the sampler's, and `begins` is called once no judge has refused."""
     config = {**DEFAULTS["judge"], **found.config.get("judge", {}), "names": names, "n": n}
     judges = open_judges(config, held, train)
+    begins()
     batches = jax.tree.map(jnp.asarray, held_out(found.config, held))
     made = held[0][found.program.objective.makes]
     painter = Painter(found.program, made.shape, options, clip=made.dtype == np.uint8, palette=held.info.get("palette"))

@@ -55,12 +55,15 @@ def sentence(arm: str, t: Transfer, rung: str, of: str = "learning rate") -> str
         return f"{arm}: undecided, every trial at {rung} {where:g} diverged."
     said = ANSWERS[answer(t)].format(of=of) if t.verdict is None else t.verdict + (f" ({wanted(t)})" if t.verdict == UNSURE else "")
     side = bound(t)
-    told = "not known, for optima are" if side == "unknown" else f"a bound, {side} this, for an optimum is"
-    edge = f" (drift is {told} at the edge of the {word}s tried or beside a diverged trial)" if side else ""
+    beyond = f"at the edge of the {word}s tried or beside a diverged trial"
+    edge = f" (drift is a bound, {side} this, for an optimum is {beyond})" if side else ""
     least = "at least " if t.optima[-1].edge else ""
     cost = "diverges" if np.isinf(t.penalty) else f"costs {least}{t.penalty:.2%} in loss{interval(t.penalty_interval, '.2%')}"
-    moved = f"drift {t.drift:+.2f} octaves{interval(t.drift_interval, '+.2f')} from {rung} {t.rungs[0]:g} to {t.rungs[-1]:g}{edge}"
-    if t.wander > max(STAYS, abs(t.drift)):
+    over = f"from {rung} {t.rungs[0]:g} to {t.rungs[-1]:g}"
+    moved = f"drift {t.drift:+.2f} octaves{interval(t.drift_interval, '+.2f')} {over}{edge}"
+    if side == "unknown":
+        moved = f"drift {over} is not known, for optima are {beyond}"
+    elif t.wander > max(STAYS, abs(t.drift)):
         moved += f", though optima in between spread over {t.wander:.2f}"
     return f"{arm}: {said}: {moved}; at {rung} {t.rungs[-1]:g}, the {word} that is best at {t.rungs[0]:g} {cost}."
 

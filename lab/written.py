@@ -1,5 +1,6 @@
 """Experiment files that commands write: a config as Python, with what is to be known of it as comments. No jax here."""
 
+import hashlib
 import json
 import textwrap
 from pathlib import Path
@@ -27,13 +28,35 @@ def experiment(question: str, by: str, rules: list[str], config: dict, head: str
     )
 
 
+STAMP = "# as `lab` wrote it, "  # before a digest of all that stands above, by which a later command sees whether it was edited
+
+
+def check(out: Path) -> None:
+    """UserError where `save` would write over a file that is not as it wrote it."""
+    if out.is_file() and not _ours(out.read_text(errors="replace")):
+        raise UserError(
+            f"--out={str(out)!r} is there already, and was not written by the lab or was edited since; move it, or choose another --out"
+        )
+
+
 def save(out: Path, text: str) -> None:
-    """Write an experiment file; UserError where that cannot be."""
+    """Write an experiment file; UserError where that cannot be, or as `check` says."""
+    check(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text)
+        out.write_text(f"{text}{STAMP}{_digest(text)}\n")
     except OSError as e:
         raise UserError(f"--out={str(out)!r} cannot be written ({e.strerror}); expected a path such as {out.name}") from e
+
+
+def _ours(text: str) -> bool:
+    """Whether a file is as `save` has written it."""
+    above, stamp, digest = text.rpartition(STAMP)
+    return bool(stamp) and digest == f"{_digest(above)}\n"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _comment(text: str) -> str:

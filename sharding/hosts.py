@@ -17,11 +17,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from sharding.exits import INTERRUPTED
+
 START_SECONDS = 300  # to wait for the others at the start
 HEARTBEAT_SECONDS = 100  # of silence after which a process counts as dead, and all others end
 WAIT_SECONDS = 1800  # to wait at a barrier
 END_SECONDS = 60  # for all to come to the end, of a run or by an error
-INTERRUPTED = 75  # exit code: the same command goes on from the last saved step
 _asked: Counter[str] = Counter()
 
 

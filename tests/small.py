@@ -34,6 +34,7 @@ class Source:
             "classes": 4,
             "class_names": list("abcd"),
             "examples": n,
+            "origin": "waves",
             "fingerprint": f"waves{n}-{side}-{seed}",
         }
 

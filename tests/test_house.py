@@ -10,6 +10,7 @@ import jax
 import pytest
 
 from lab.study import load
+from sharding import exits
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -74,6 +75,7 @@ FLOORS = {
     "lab.search": 0,  # what an experiment file asks for points; it knows no study
     "lab.laws": 0,
     "lab.written": 0,  # experiment files as text
+    "sharding.exits": -2,  # launchers and schedulers go by these codes too
     "sharding": 0,
     "lab.find": -1,
     "lab.errors": -2,
@@ -127,6 +129,11 @@ def test_sharding_knows_no_flax_and_no_lab():
         text = path.read_text()
         assert not [m for m in imports(path) if m.startswith("lab")]
         assert "flax" not in {n.split(".")[0] for n in outside(text)}
+
+
+def test_the_exit_code_of_an_interrupted_run_is_said_in_one_place():
+    code = [p for p in FILES for n in ast.walk(ast.parse(p.read_text())) if isinstance(n, ast.Constant) and n.value == exits.INTERRUPTED]
+    assert code == [ROOT / "sharding" / "exits.py"]
 
 
 def outside(text):

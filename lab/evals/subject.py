@@ -32,15 +32,9 @@ class Subject:
         return self._errors()
 
 
-def open_judges(config: dict, real: Any, train: Any) -> dict[str, Any]:
-    """The judges that a config's `judge` section names: name -> judge(subject) -> columns of a record, which begin with its name.
-
-    Options go by the last part of a name: `judge.options.mine` are those of './mine.py'.
-
-    `real` and `train` are the two splits of the data. An unknown name or option, or a source that a judge cannot judge, raises
-    UserError.
-    """
-    judges, stems = {}, [find.stem(n) for n in config["names"]]
+def judge_kinds(config: dict) -> dict[str, tuple[Any, dict]]:
+    """The Judge and its options of each name in a config's `judge` section; UserError for an unknown name, or options of no judge."""
+    found, stems = {}, [find.stem(n) for n in config["names"]]
     for key in config["options"]:
         if key not in stems:
             raise unknown("config key judge.options", key, stems)
@@ -50,5 +44,19 @@ def open_judges(config: dict, real: Any, train: Any) -> dict[str, Any]:
             raise unknown("judge name", name, find.names("lab.evals"))
         if not isinstance(options, dict):
             raise UserError(f"config key judge.options.{key}={options!r} must be a section, such as dict(...)")
-        judges[name] = find.make(module.Judge, options, f"judge.options.{key}", given=(real, train))
-    return judges
+        found[name] = module.Judge, options
+    return found
+
+
+def open_judges(config: dict, real: Any, train: Any) -> dict[str, Any]:
+    """The judges that a config's `judge` section names: name -> judge(subject) -> columns of a record, which begin with its name.
+
+    Options go by the last part of a name: `judge.options.mine` are those of './mine.py'.
+
+    `real` and `train` are the two splits of the data. An unknown name or option, or a source that a judge cannot judge, raises
+    UserError.
+    """
+    return {
+        name: find.make(judge, options, f"judge.options.{find.stem(name)}", given=(real, train))
+        for name, (judge, options) in judge_kinds(config).items()
+    }

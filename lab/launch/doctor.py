@@ -58,7 +58,9 @@ def _version(package: str) -> str:
 
 
 def _devices(seconds: float) -> Finding:
-    code = "import jax; d = jax.devices(); print(len(d), d[0].platform, d[0].device_kind, 'on', jax.process_count(), 'host')"
+    code = (
+        "import jax; d = jax.devices(); print(len(d), *dict.fromkeys((d[0].platform, d[0].device_kind)), 'on', jax.process_count(), 'host')"
+    )
     try:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -115,6 +117,6 @@ def _clock(folder: Path) -> Finding:
     off = claims.server_time(folder) - time.time() if folder.is_dir() else 0.0
     return Finding(
         abs(off) < 5,
-        f"clock: {off:+.1f} s from the work dir's file server",
+        f"clock: {round(off, 1) or 0.0:+.1f} s from the work dir's file server",
         "have the hosts keep time by NTP; records' wall times come from it",
     )

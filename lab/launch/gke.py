@@ -10,6 +10,7 @@ import subprocess
 
 from lab.errors import UserError, unknown
 from lab.launch.job import Job, Step, check_tools, mounted
+from sharding.exits import FINAL, INTERRUPTED
 
 TOOLS = ("kubectl", "gcluster", "xpk")
 MOUNT = "/mnt/study"
@@ -97,7 +98,7 @@ class Backend:
     def _gcluster(self, name: str) -> list[str]:
         where = [f"--cluster={self.cluster}", f"--location={self.zone}", f"--name={name}", f"--image={self.image}"]
         what = [f"--compute-type={self.compute}", f"--num-slices={self.slices}", f"--restarts={self.restarts}"]
-        return ["gcluster", "job", "submit", *where, *what, "--restart-on-exit-codes=75", f"--grace-period={self.grace}s"]
+        return ["gcluster", "job", "submit", *where, *what, f"--restart-on-exit-codes={INTERRUPTED}", f"--grace-period={self.grace}s"]
 
     def _xpk(self, name: str) -> list[str]:
         where = [f"--cluster={self.cluster}", f"--zone={self.zone}", f"--workload={name}", f"--docker-image={self.image}"]
@@ -108,7 +109,7 @@ class Backend:
             "create",
             *where,
             *what,
-            "--restart-on-exit-codes=75",
+            f"--restart-on-exit-codes={INTERRUPTED}",
             f"--termination-grace-period-seconds={self.grace}",
         ]
 
@@ -131,7 +132,7 @@ class Backend:
         volume = {"persistentVolumeClaim": {"claimName": self.claim}} if self.claim else {"csi": fuse}
         pod |= {"volumes": [{"name": "study", **volume}]} if self.claim or bucket else {}
         template = {"spec": pod} | ({"metadata": {"annotations": {"gke-gcsfuse/volumes": "true"}}} if bucket else {})
-        told = {"operator": "In", "values": [2, 3, 75]}
+        told = {"operator": "In", "values": [*FINAL[1:], INTERRUPTED]}
         slice_ = {
             **{"parallelism": self.hosts, "completions": self.hosts, "completionMode": "Indexed", "backoffLimit": 0},
             **{
@@ -150,7 +151,7 @@ class Backend:
                 "name": "interrupted",
                 "action": "RestartJobSetAndIgnoreMaxRestarts",
                 **reason,
-                "onJobFailureMessagePatterns": ["exit code 75 "],
+                "onJobFailureMessagePatterns": [f"exit code {INTERRUPTED} "],
             },
             {"name": "crashed", "action": "RestartJobSet"},
         ]

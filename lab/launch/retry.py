@@ -9,8 +9,8 @@ import subprocess
 import sys
 import time
 
-FINAL = (0, 2, 3)
-INTERRUPTED = 75
+from sharding.exits import FINAL, INTERRUPTED
+
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # by the signal itself, as while the command still starts: it has lost nothing
 PAUSE = 5.0  # seconds before the first new attempt
 LONGEST = 300.0

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lab.errors import UserError
 from lab.launch.job import ROOT, Job, Step, check_tools, lab
+from sharding.exits import INTERRUPTED
 
 SCRIPT = """#!/bin/bash
 {head}
@@ -23,7 +24,7 @@ srun --kill-on-bad-exit=1 ${{SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_P
 code=$?
 # interrupted with its state saved: it goes on when its turn comes, unless it was cancelled or SLURM has requeued it by itself
 task="${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID" # the last task's SLURM_JOB_ID is that of the whole array
-if [ "$code" = 75 ] && scontrol show job "$task" | grep -q JobState=RUNNING; then
+if [ "$code" = {interrupted} ] && scontrol show job "$task" | grep -q JobState=RUNNING; then
   scontrol requeue "$task"
 fi
 exit "$code"
@@ -95,6 +96,7 @@ class Backend:
             populations="\n".join(f"  {shlex.quote(t)}" for t in job.tasks),
             root=shlex.quote(str(ROOT)),
             command=shlex.join(_absolute(job).command(lab())),
+            interrupted=INTERRUPTED,
         )
 
     def handles(self, job: Job, said: list[str]) -> list[str]:

@@ -34,7 +34,13 @@ def parsed(called: str, given: list[str]) -> dict[str, Any]:
 
 
 def _class(called: str) -> Any:
-    return find.module(PACKAGE, called.replace("-", "_")).Backend
+    """The Backend of a name as it is said, such as tpu-vm, or of one's own by dotted path or file."""
+    if any(mark in called for mark in "./"):
+        return find.module(PACKAGE, called).Backend
+    files = {n.replace("_", "-"): n for n in find.names(PACKAGE)}
+    if (said := called.replace("_", "-")) not in files:
+        raise unknown("--to: back end", called, files)
+    return find.module(PACKAGE, files[said]).Backend
 
 
 def backend(called: str, options: dict[str, Any]) -> Any:
@@ -46,7 +52,7 @@ def backend(called: str, options: dict[str, Any]) -> Any:
             raise unknown(f"--option of back end {called!r}:", key, known)
     if missing := [k for k, required in known.items() if required and k not in options]:
         raise UserError(f"--option {missing[0]} is missing; back end {called!r} takes: {', '.join(known)}")
-    find.typed(make, options, "--option of back end " + called)
+    find.typed(make, options, f"--option of back end {called!r}: ")
     return make(**options)
 
 

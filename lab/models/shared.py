@@ -16,6 +16,7 @@ from lab.layers import text
 # what a gradient keeps of a block: all, nothing but the residual stream before it, or its products with weights too
 REMAT = {"none": None, "block": jax.checkpoint_policies.nothing_saveable, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 _stacks: ContextVar[tuple[str, Callable]] = ContextVar("stacks", default=("none", lambda x: x))
+_rolled: ContextVar[bool] = ContextVar("rolled", default=False)
 UNROLL = 8  # on a CPU a scan over layers costs more than its unrolled form; up to 8 layers are unrolled
 
 
@@ -66,7 +67,7 @@ def through(blocks: Any, x: Any, call: Callable, n: int) -> Any:
 
 def collect(blocks: Any, x: Any, call: Callable, n: int) -> tuple[Any, Any]:
     """As `through` with (x, kept) = call(block, x): the last x, and what each block kept, stacked [n, ...]."""
-    unroll = n if n <= UNROLL and jax.default_backend() == "cpu" else 1
+    unroll = n if n <= UNROLL and not _rolled.get() and jax.default_backend() == "cpu" else 1
     remat, lay = _stacks.get()
 
     def body(x, block):
@@ -94,9 +95,8 @@ def stacks(remat: str = "none", lay: Callable = lambda x: x) -> Iterator[None]:
 @contextmanager
 def rolled() -> Iterator[None]:
     """Within it stacks are scanned however few their layers: slower to run on a CPU, and much faster to compile."""
-    global UNROLL
-    kept, UNROLL = UNROLL, 0
+    before = _rolled.set(True)
     try:
         yield
     finally:
-        UNROLL = kept
+        _rolled.reset(before)

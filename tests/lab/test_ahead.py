@@ -163,6 +163,7 @@ def test_a_forecast_knows_repeats(tmp_path, capsys):
         low, high = numbers(inside, out)[1:]
         assert low < isoflops.LAW(params=1e6, examples=worth) < high
         assert "by L(N, D, U) = " in out
+        assert "(D' is what D examples, U of them distinct, are worth as new ones; after R* repeats" in out
     assert "of 1e+08 distinct examples, each seen 1 times" in out
     _, few, _ = said(capsys, "forecast", folder, "--flops", 3e13)
     _, more, _ = said(capsys, "forecast", folder, "--flops", 3e13, "--unique", 1e8)

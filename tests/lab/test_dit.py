@@ -1,6 +1,7 @@
 """DiT: what its closers, gates, labels and attention promise, and how it fails."""
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import branches
 import jax
@@ -145,6 +146,19 @@ def test_a_rolled_and_an_unrolled_stack_agree(monkeypatch):
     want = jax.jit(lambda m: m(inputs()))(model)
     monkeypatch.setattr(shared, "UNROLL", 0)
     np.testing.assert_allclose(jax.jit(lambda m: m(inputs()))(model), want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_stack_is_rolled_within_its_block_and_for_no_other_thread():
+    blocks = jnp.ones((3, 2))
+
+    def unrolled():
+        (scan,) = jax.make_jaxpr(lambda b, x: shared.through(b, x, lambda w, y: w * y, 3))(blocks, jnp.ones(2)).eqns
+        return scan.params["unroll"]
+
+    with ThreadPoolExecutor(1) as beside, shared.rolled():
+        assert unrolled() == 1
+        assert beside.submit(unrolled).result() == 3
+    assert unrolled() == 3
 
 
 def test_a_missing_input_is_named():

@@ -1,5 +1,9 @@
 """What the user is told: the nearest name is the nearest, and every mistake at the command line is one line with exit code 2."""
 
+import os
+import subprocess
+import sys
+
 import families
 import pytest
 
@@ -57,6 +61,14 @@ def test_a_mistake_at_the_command_line_is_one_line(capsys, argv, named):
     (line,) = said.err.splitlines()
     assert line.startswith("lab: ")
     assert all(n in line for n in named), line
+
+
+def test_a_reader_that_is_gone_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-u", "-m", "lab.cli", "data", "list"], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 EXPERIMENT = '''"""Is it refused?"""

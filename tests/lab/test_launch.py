@@ -375,9 +375,10 @@ def test_names_are_short_and_fit_for_dns(study_name):
 @pytest.mark.parametrize(
     "argv, named",
     [
-        (["--to", "slrum"], ["'slrum'", "nearest: 'slurm'"]),
+        (["--to", "slrum"], ["--to: back end 'slrum'", "nearest: 'slurm'", " tpu-vm"]),
+        (["--to", "./my-own.py"], ["'./my-own.py' does not exist"]),
         (["--to", "slurm", "--option", "partitions=a"], ["'partitions'", "nearest: 'partition'"]),
-        (["--to", "slurm", "--option", "gpus=many"], ["gpus='many'", "int"]),
+        (["--to", "slurm", "--option", "gpus=many"], ["lab: --option of back end 'slurm': gpus='many' must be of type int"]),
         (["--to", "slurm", "--option", "gpus"], ["'gpus'", "KEY=VALUE"]),
         (["--to", "gke", "--option", "topology=2x2"], ["image", "missing"]),
         (["--to", "tpu-vm", "--option", "type=v4-8"], ["zone", "missing"]),
@@ -501,13 +502,15 @@ def test_the_doctor_names_what_is_wrong(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     found = {f.seen.split()[0]: f for f in doctor.look(tmp_path / "runs", tmp_path / "file", seconds=120)}
     assert found["devices:"].ok
-    assert "cpu" in found["devices:"].seen
+    assert re.fullmatch(r"devices: \d+ cpu on 1 host", found["devices:"].seen)
     assert found["work"].ok
     assert not found["compile"].ok
     assert "JAX_COMPILATION_CACHE_DIR" in str(found["compile"])
     assert not found["sbatch:"].ok
     assert not found["sbatch:"].needed
     assert found["clock:"].ok
+    monkeypatch.setattr(claims, "server_time", lambda folder: time.time() - 0.01)
+    assert "clock: +0.0 s" in str(doctor._clock(tmp_path))
 
 
 def test_shell_scripts_are_clean(tmp_path):
@@ -519,6 +522,28 @@ def test_shell_scripts_are_clean(tmp_path):
     files = [ROOT / "launch.sh", ROOT / ".ci" / "run", TESTS / "slurm.sh", script]
     done = subprocess.run([tool, *files], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_launch_sh_takes_paths_from_where_it_is_called(tmp_path):
+    root, away = tmp_path / "the project", tmp_path / "away"
+    away.mkdir()
+    (root / ".venv" / "bin").mkdir(parents=True)
+    (root / "locks").mkdir()
+    for made in ("pyproject.toml", "locks/py312.txt", "launch.sh"):
+        shutil.copy(ROOT / made, root / made)
+    for called, text in (("python", "echo 312"), ("lab", 'pwd; echo "$@"')):
+        (root / ".venv" / "bin" / called).write_text(f"#!/bin/bash\n{text}\n")
+        (root / ".venv" / "bin" / called).chmod(0o755)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "uv").write_text(f'#!/bin/bash\necho "$@" >> "{tmp_path}/installed"\n')
+    (tmp_path / "bin" / "uv").chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    for _ in range(2):  # the second time nothing is installed
+        done = subprocess.run(["../the project/launch.sh", "run", "mine.py"], cwd=away, env=env, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (0, f"{away}\nrun mine.py\n"), done.stderr
+    lock, project = (tmp_path / "installed").read_text().splitlines()
+    assert f"--requirement {root}/locks/py312.txt" in lock
+    assert f"--editable {root}[" in project
 
 
 def test_the_usage_of_launch_sh_lists_the_commands():

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from lab import cli, record, study
+from lab import cli, goodput, record, study
 from lab.population import Interrupt, Preempted
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -124,6 +124,37 @@ def test_a_killed_study_goes_on_bitwise(tmp_path):
     assert record.results(tmp_path / "whole" / "tiny").equals(record.results(folder))
 
 
+SLOW = """import pathlib, time
+class Source:
+    def __init__(self, split, data_dir, n):
+        pathlib.Path(__file__).with_suffix(".opened").touch()
+        time.sleep(60)
+"""
+
+
+def test_a_study_that_is_stopped_before_it_trains_ends_at_once_without_a_dump(tmp_path):
+    """Launchers take SIGTERM's own code as they take 75 where they sent it (tests/lab/test_launch.py)."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    path = experiment(tmp_path)
+    path.write_text(re.sub(r"name='.*?waves.py'", f"name={str(tmp_path / 'slow.py')!r}", path.read_text()))
+    command = [sys.executable, "-m", "lab.cli", "run", str(path), "--workdir", str(tmp_path)]
+    running = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(TESTS.parent)}, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    while not (tmp_path / "slow.opened").exists() and time.monotonic() < end and running.poll() is None:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGTERM)
+    _, told = running.communicate(timeout=30)
+    assert (running.returncode, told) == (-signal.SIGTERM, "tiny: opening data\n")
+
+
+def test_where_the_time_of_a_study_went_is_named(trained):
+    told = goodput.study(trained, list(record.read_study(trained)["populations"]))
+    assert told["startup"] > 0
+    assert told["init"] > 0
+    assert told["other"] < 0.1 * told["wall"]
+    assert "startup " in goodput.said(told)
+
+
 def test_added_points_train_alone(again, tmp_path):
     _, runs = again
     folder = runs / "tiny"
@@ -170,6 +201,14 @@ def test_judges_say_of_every_trial_what_the_same_command_says_later(trained, cap
     assert float(said["contrast_error"]) == pytest.approx(best["contrast_error"], rel=1e-4)
 
 
+def test_a_judge_that_cannot_judge_refuses_before_anything_is_drawn(trained, monkeypatch, capsys):
+    monkeypatch.setattr(study, "Painter", lambda *_, **__: pytest.fail("a sampler is made"))
+    capsys.readouterr()
+    assert cli.main(["sample", str(trained), "-n", "4", "--judge", "oracle"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()  # nothing is said to be compiled
+    assert "judge 'oracle' needs a source with an oracle" in line
+
+
 def test_every_trial_diverged_is_exit_code_3(tmp_path):
     assert run(experiment(tmp_path, rates=(12, 13)), tmp_path / "runs") == 3
     assert set(record.status(tmp_path / "runs" / "tiny").values()) == {"diverged"}
@@ -203,6 +242,46 @@ def mistake(capsys, *argv):
 def test_a_bad_override_is_one_line(tmp_path, capsys, override, named):
     line = mistake(capsys, "run", str(experiment(tmp_path, DIT)), "--workdir", str(tmp_path / "runs"), override)
     assert all(n in line for n in named), line
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        (["--config.run.sharding=fdsp"], "config key run.sharding='fdsp' is no set of rules; expected one of: replicated, fsdp"),
+        (["--config.run.sharding=fsdp", "--config.run.mesh.data=2"], "divides over the axis 'fsdp', which run.mesh lacks"),
+        (["--config.run.mesh.fsdp=3"], "run.mesh={'fsdp': 3} does not cover 2 devices"),
+        (["--config.run.mesh.fdsp=2"], "config key 'run.mesh.fdsp' is unknown (nearest: 'run.mesh.fsdp')"),
+        (["--config.run.remat=blocks"], "config key run.remat 'blocks' is unknown (nearest: 'block')"),
+        (["--config.run.accumulate=3"], "config key run.accumulate=3 must divide train.batch=16"),
+        (["--config.train.dtype=bfloat"], "train.dtype 'bfloat' is unknown (nearest: 'bfloat16')"),
+        (["--config.judge.names=('orakle',)"], "judge name 'orakle' is unknown (nearest: 'oracle')"),
+        (["--task", "-1"], "--task -1 must be 0 or more"),
+        (["--workdir", "{folder}/tiny.py"], "cannot be written (Not a directory)"),
+    ],
+)
+def test_what_is_wrong_whatever_the_data_is_told_before_that_is_opened(tmp_path, monkeypatch, capsys, more, said):
+    monkeypatch.setattr(study, "open_source", lambda *_: pytest.fail("the data is opened"))
+    more = [m.format(folder=tmp_path) for m in more]
+    line = mistake(capsys, "run", str(experiment(tmp_path)), *([] if "--workdir" in more else ["--workdir", str(tmp_path / "runs")]), *more)
+    assert said in line
+    assert not (tmp_path / "runs").exists()
+    if "--workdir" in more:
+        monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write everywhere
+        assert "cannot be written (Permission denied)" in mistake(
+            capsys, "run", str(experiment(tmp_path)), "--workdir", str(tmp_path / "runs")
+        )
+
+
+def test_a_task_past_all_points_is_told_before_the_data_is_opened(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(study, "open_source", lambda *_: pytest.fail("the data is opened"))
+    assert run(experiment(tmp_path), tmp_path, "--task", "2") == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_a_rule_of_an_axis_that_no_weight_has_is_named(tmp_path, capsys):
+    path = experiment(tmp_path)
+    path.write_text(path.read_text().replace("c.run = dict(", 'c.run = dict(sharding="fsdp", rules=dict(embd="fsdp"), '))
+    assert "run.rules: axis 'embd' is unknown (nearest: 'embed')" in mistake(capsys, "run", str(path), "--workdir", str(tmp_path / "runs"))
 
 
 def test_a_batch_larger_than_the_source_is_one_line(tmp_path, capsys):

@@ -9,6 +9,7 @@ import planted
 import pytest
 
 from lab import cli, ladder, record, report, target, transfer, written
+from lab.errors import UserError
 from lab.laws.transfer import DRIFTS, TRANSFERS
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -252,3 +253,16 @@ def test_config_of_a_trial_is_the_config_at_its_point(tmp_path):
 )
 def test_a_config_s_python_reads_back(value):
     assert eval(written._written(json.loads(json.dumps(value)))) == value
+
+
+def test_an_experiment_is_written_over_what_the_lab_wrote_and_over_nothing_else(tmp_path):
+    out = tmp_path / "big.py"
+    for text in ("a = 1\n", "a = 2\n"):
+        written.save(out, text)
+        assert out.read_text().startswith(text)
+    whole = out.read_text()
+    for mine in (whole.replace("2", "3", 1), whole + "b = 1\n", "a = 2\n", ""):
+        out.write_text(mine)
+        with pytest.raises(UserError, match=r"big\.py' is there already, and was not written by the lab or was edited since"):
+            written.save(out, "a = 4\n")
+        assert out.read_text() == mine

@@ -3,12 +3,14 @@
 import re
 import shutil
 
+import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from test_halving import in_parts, train
 from test_study import JUDGE, LINEAR, TESTS, mistake, run
 
-from lab import cli, optim, population, record, study, trunk
+from lab import cli, optim, plan, population, record, study, trunk
 from lab.population import Interrupt
 
 TEXT = '''"""How does loss fall with the horizon?"""
@@ -128,10 +130,43 @@ def test_less_is_computed_and_it_is_told(pair, capsys):
     assert trained(pair[0]) == {12: (0, 12), 20: (10, 10), 32: (17, 15)}
     share = f"{SPENT / sum(HORIZONS):.0%}"
     assert cli.main(["plan", str(pair[0].parent.parent / "tiny.py")]) == 0
-    assert re.search(rf"run.trunk leaves \S+ of them to compute \({share}\)", capsys.readouterr().out)
+    assert re.search(rf"run.trunk leaves these of \S+ \({share}\)", capsys.readouterr().out)
     page = (pair[0] / "report.html").read_text()
     assert f"({share}) were computed" in page
     assert "trunk" not in " ".join(map(str, record.read_study(pair[1])["populations"].values()))
+
+
+@pytest.fixture
+def compiled(tmp_path):
+    """Steps and evaluations that XLA has compiled, each as often as it did: all are kept in a cache of the test's own."""
+    keys = {"jax_compilation_cache_dir": str(tmp_path / "xla"), "jax_persistent_cache_min_compile_time_secs": 0.0}
+    before = {k: getattr(jax.config, k) for k in keys}
+
+    def use(settings):
+        compilation_cache.reset_cache()
+        for k, v in settings.items():
+            jax.config.update(k, v)
+
+    use(keys)
+    yield lambda: len(list((tmp_path / "xla").glob("jit_laid-*-cache")))
+    use(before)
+
+
+def test_a_plan_counts_what_the_run_then_compiles_and_computes(tmp_path, compiled, capsys):
+    """Two horizons are two populations and one program; of two widths test_study.py has the plan say two."""
+    path, folder = experiment(tmp_path, horizons=(6, 10), rates=(-8, -7)), tmp_path / "runs" / "tiny"
+    path.write_text(re.sub(r"names=\(.*?\)", "names=()", path.read_text()).replace("c.sample = dict(n=2", "c.sample = dict(n=0"))
+    with Interrupt() as interrupt:
+        study.Study(study.load(str(path)), folder).run(interrupt)
+    assert compiled() == 2  # a step and an evaluation
+    rows = plan.plan(study.Study(study.load(str(path))))
+    assert "2 populations, 1 compile," in plan.table(rows)
+    assert compiled() == 2
+    here = {n: record.read_json(folder / n / "timing.json")["steps_here"] for n in record.read_study(folder)["populations"]}
+    each = {n: record.read_json(folder / n / "card.json")["flops_per_example"] for n in here}
+    assert {r["population"]: r["flops"] for r in rows} == pytest.approx({n: each[n] * 16 * here[n] * 2 for n in here})
+    assert cli.main(["plan", str(path), "--workdir", str(folder.parent)]) == 0
+    assert capsys.readouterr().out == f"2 of 2 populations are done in {folder} and left out\n"
 
 
 def test_a_stopped_study_goes_on_with_the_same_records(pair, tmp_path):
