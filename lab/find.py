@@ -17,7 +17,7 @@ from lab.files import sha256
 
 # packages of parts, in which helpers may lie beside them, and what a part exports
 KINDS = {
-    **{"lab.data": "Source", "lab.evals": "Judge", "lab.formats": "Format", "lab.launch": "Backend"},
+    **{"lab.data": "Source", "lab.encoders": "Encoder", "lab.evals": "Judge", "lab.formats": "Format", "lab.launch": "Backend"},
     **{"lab.models": "Model", "lab.objectives": "Objective", "lab.layers": "Mixer", "lab.optimizers": "Optimizer"},
 }
 

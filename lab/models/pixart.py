@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lab.axes import Dims, split, stack, weight
-from lab.layers import attention, compress, cross, embed, mlp, modulation, text
+from lab.layers import attention, compress, cross, embed, mlp, modulation, refine, text
 from lab.models.shared import need, patches, through, trunk
 
 TABLE = 0.02  # std of the tables of modulation at every width; with the released 1/sqrt(width) a learning rate does not transfer
@@ -57,7 +57,8 @@ class Model(nnx.Module):
     follows it, or the features [B, length, text_features] of a frozen one. Padding (token 0, features all zero) is not read, but
     where it is all there is, as in a hidden text. `zero_gates` starts every block as the identity; `qk_norm` is for both
     attentions. `kv_compress` above 1 averages keys and values over squares of tokens in the deeper half of the blocks
-    (PixArt-Sigma, arXiv 2403.04692). `interpolation` divides positions; published weights have no `null_caption`, which is for
+    (PixArt-Sigma, arXiv 2403.04692). `refiner` blocks let the words read each other once more, by the time (LI-DiT, arXiv
+    2406.11831). `interpolation` divides positions; published weights have no `null_caption`, which is for
     features alone.
     """
 
@@ -65,7 +66,20 @@ class Model(nnx.Module):
 
     @staticmethod
     def axes(
-        width, depth, head_dim, mlp_ratio, patch, image, channels, words=0, length=0, features=0, text_depth=1, kv_compress=1, outputs=1
+        width,
+        depth,
+        head_dim,
+        mlp_ratio,
+        patch,
+        image,
+        channels,
+        words=0,
+        length=0,
+        features=0,
+        text_depth=1,
+        kv_compress=1,
+        outputs=1,
+        refiner=0,
     ) -> dict[str, int]:
         """Sizes of every axis; one width knob moves embed, heads and mlp together at a fixed head_dim."""
         split("model.width", width, "4 (sine-cosine positions)", 4)
@@ -76,6 +90,7 @@ class Model(nnx.Module):
             **sides,
             "frequencies": 256,
             "kv_compress": kv_compress,
+            **({"refiner_layers": refiner} if refiner else {}),
             **text.axes(words, length, features, text_depth),
         }
 
@@ -87,6 +102,7 @@ class Model(nnx.Module):
         self.patch_in = embed.Linear("patch -> embed", dims)
         self.time = embed.TimeEmbed(dims)
         self.words = Caption(dims, null_caption) if "text_features" in dims else text.Encoder(dims)
+        self.refiner = refine.Refiner(dims, init=0.0 if zero_gates else 1.0) if "refiner_layers" in dims else None
         self.modulation = modulation.AdaLN(6, dims, init=0.0 if zero_gates else 1.0)
         self.blocks = stack(Block(dims, qk_norm, zero_gates, False), self.shallow, dims) if self.shallow else None
         self.compressed = stack(Block(dims, qk_norm, zero_gates, True), self.deep, dims) if self.deep else None
@@ -102,6 +118,8 @@ class Model(nnx.Module):
         c = self.time(inputs["t"])
         time, words, said = self.modulation(c), self.words(inputs["text"]), text.said(inputs["text"])
         seen = said | ~jnp.any(said, axis=1, keepdims=True)
+        if self.refiner is not None:
+            words = self.refiner(words, c + text.pooled(words, inputs["text"]), seen)
         for blocks, n in ((self.blocks, self.shallow), (self.compressed, self.deep)):
             if n:
                 x = through(blocks, x, lambda block, x: block(x, time, words, seen), n)

@@ -61,6 +61,7 @@ SHARED = BLOCK | under("cross", CROSS) | {"table": "look-up"}
 AVERAGES = dict.fromkeys(("taps", "taps_bias", "norm_gain", "norm_bias"), "vector")
 PIXART = PATCHES | HEAD | TIME | ADALN | {"table": "look-up"} | under("blocks", SHARED) | under("compressed", SHARED)
 PIXART |= under("compressed.attention", AVERAGES)
+REFINER = under("attention", {n: role for n, role in CROSS.items() if n not in GAIN}) | under("mlp", MLP) | ADALN
 CAPTION = {"null": "finite"} | under("up", linear("frozen")) | under("out", linear("hidden"))
 
 STREAM = under("mlp", MLP) | ADALN
@@ -97,6 +98,7 @@ MAPS = {
     "pixart": {
         "words": (ENCODED | {"kv_compress": 2}, SAID, PIXART | under("words", WORDS)),
         "features": ({"kv_compress": 2}, FROZEN, PIXART | under("words", CAPTION)),
+        "refined": ({"refiner": 2, "kv_compress": 2}, FROZEN, PIXART | under("words", CAPTION) | under("refiner.blocks", REFINER)),
     },
     "mmdit": {
         "words": (ENCODED | {"single": 0}, SAID, MMDIT | under("last", LAST) | under("words", WORDS) | pooled("hidden")),
