@@ -12,35 +12,42 @@ import _common
 import jax
 import numpy as np
 
-from lab import study
+from lab import stores, study
 from lab.checkpoint import Checkpoints
 from lab.population import Population
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def rounds(pop: Population, steps: int, count: int, folder: Path) -> dict[str, list[float]]:
-    """Seconds of `steps` steps, without a checkpoint and with one that is saved as they begin and durable when they have ended.
+KINDS = {"without": None, "file": stores.File, "orbax": stores.Orbax}  # one process saves a file; Orbax is for several
 
-    Of a round the one comes first, of the next the other.
+
+def rounds(pop: Population, steps: int, count: int, folder: Path) -> dict[str, list[tuple[float, float]]]:
+    """(seconds, seconds of all cores) of `steps` steps, without a checkpoint and with one that is saved as they begin and durable when they have ended.
+
+    Of each round another comes first.
     """
-    carry, store, out, saved = pop.init(), Checkpoints(folder), {"without": [], "with": []}, 0
+    carry, out, saved = pop.init(), {kind: [] for kind in KINDS}, 0
+    opened = {kind: Checkpoints(folder / kind, store=store) for kind, store in KINDS.items() if store}
     pop.compile(carry)
     batch = pop.put(pop.example_batch())
     for n in range(count + 1):
-        for kind in ("without", "with") if n % 2 else ("with", "without"):
+        for kind in np.roll(list(KINDS), n):
             jax.block_until_ready(carry)
-            begun = time.perf_counter()
-            if kind == "with":
+            begun, cores = time.perf_counter(), time.process_time()
+            store = opened.get(kind)
+            if store:
                 saved += 1
-                store.save(saved, pop.state(carry))
+                store.save(saved, **(pop.kept(carry) if kind == "file" else {"tree": pop.state(carry)}))
             for _ in range(steps):
                 carry, values = pop.step(carry, pop.hyper, batch)
                 jax.block_until_ready(values["loss"])
-            store.wait()
+            if store:
+                store.wait()
             if n:  # the first round warms up
-                out[kind].append(time.perf_counter() - begun)
-    store.close()
+                out[kind].append((time.perf_counter() - begun, time.process_time() - cores))
+    for store in opened.values():
+        store.close()
     return out
 
 
@@ -61,12 +68,20 @@ def main() -> None:
             took = rounds(pop, args.steps, args.rounds, folder)
         finally:
             shutil.rmtree(folder)
-        cost = [w / o - 1 for w, o in zip(took["with"], took["without"], strict=True)]
         mb = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pop.shapes())) / 1e6
         row = {"width": width, "trials": len(group), "state_mb": round(mb, 1), "steps": args.steps}
-        row |= {"step_ms": round(1e3 * float(np.median(took["without"])) / args.steps, 2)}
-        rows.append(row | {"cost": [round(c, 4) for c in _common.spread(cost)], "seconds": took})
-        print(f"width {width}, {mb:.0f} MB of {len(group)} trials: {cost and 100 * np.median(cost):.1f}% of the time of {args.steps} steps")
+        plain = np.array(took["without"])
+        row |= {"step_ms": round(1e3 * float(np.median(plain[:, 0])) / args.steps, 2)}
+        for kind in list(KINDS)[1:]:
+            both = np.array(took[kind])
+            cost = {"cost": both[:, 0] / plain[:, 0] - 1, "cost_of_cores": both[:, 1] / plain[:, 1] - 1}
+            row[kind] = {k: [round(x, 4) for x in _common.spread(v)] for k, v in cost.items()}
+            row[kind]["cores_ms"] = round(1e3 * float(np.median(both[:, 1] - plain[:, 1])), 1)
+            print(
+                f"width {width}, {mb:.0f} MB of {len(group)} trials, {kind}: {100 * row[kind]['cost'][0]:.1f}% of the time of {args.steps} steps, "
+                f"{100 * row[kind]['cost_of_cores'][0]:.1f}% of that of the cores ({row[kind]['cores_ms']:.0f} ms)"
+            )
+        rows.append(row | {"seconds": took})
     print(_common.write("checkpoint", rows))
 
 
