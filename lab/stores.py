@@ -40,8 +40,8 @@ def clean(folder: Path) -> None:
 def held(flat: dict[str, Any], rows: int | None, into: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Arrays on the host as they are now, of the first `rows` of each, whatever becomes of them later.
 
-    A view of a buffer on a CPU keeps it from being donated: a step that is given it writes to another one. What has to be copied goes to
-    the arrays of `into` where they fit: the first touch of memory takes longer than the copy.
+    A view of a buffer on a CPU keeps it from being donated: a step that is given it writes to another one. What lies on several devices is
+    copied, to the arrays that `into` holds of the save before: the first touch of memory takes longer than the copy.
     """
     parted = {k: x for k, x in flat.items() if isinstance(x, jax.Array) and not x.is_fully_replicated}
     out = {}
@@ -51,7 +51,7 @@ def held(flat: dict[str, Any], rows: int | None, into: dict[str, np.ndarray]) ->
     for k, x in parted.items():
         shape = x.shape if rows is None else (min(rows, x.shape[0]), *x.shape[1:])
         fits = k in into and (into[k].shape, into[k].dtype) == (shape, x.dtype)
-        out[k] = into[k] if fits else np.empty(shape, x.dtype)
+        into[k] = out[k] = into[k] if fits else np.empty(shape, x.dtype)
         for part in x.addressable_shards:
             if part.replica_id == 0:
                 at = out[k][part.index]
@@ -75,15 +75,14 @@ class File:
         self.folder, self._keep, self._every = folder, keep, keep_every
         folder.mkdir(parents=True, exist_ok=True)
         clean(folder)
-        self._pool, self._pending, self._held = ThreadPoolExecutor(1), None, {}
+        self._pool, self._pending, self._into = ThreadPoolExecutor(1), None, {}
 
     def steps(self) -> list[int]:
         return steps(self.folder)
 
     def save(self, step: int, flat: dict[str, Any], meta: dict, rows: int | None) -> None:
         """Save a step, once the one before is durable."""
-        self._held = held(flat, rows, self._held)
-        self._pending: Future | None = self._pool.submit(self._write, step, self._held, meta)
+        self._pending: Future | None = self._pool.submit(self._write, step, held(flat, rows, self._into), meta)
 
     def _write(self, step: int, arrays: dict[str, np.ndarray], meta: dict) -> None:
         temporary = self.folder / f"{step}.tmp"
