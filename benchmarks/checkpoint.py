@@ -12,36 +12,45 @@ import _common
 import jax
 import numpy as np
 
-from lab import study
+from lab import stores, study
 from lab.checkpoint import Checkpoints
 from lab.population import Population
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def rounds(pop: Population, steps: int, count: int, folder: Path) -> dict[str, list[float]]:
-    """Seconds of `steps` steps, without a checkpoint and with one that is saved as they begin and durable when they have ended.
+KINDS = {"without": None, "file": stores.File, "orbax": stores.Orbax}  # one process saves a file; Orbax is for several
 
-    Of a round the one comes first, of the next the other.
+
+def rounds(pop: Population, steps: int, count: int, folder: Path) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Seconds of `steps` steps, without a checkpoint and with one that is saved as they begin and durable when they have ended; of each round another comes first.
+
+    And seconds of the cores: of the steps, and of each save with no steps beside it, which other load on the machine hardly changes.
     """
-    carry, store, out, saved = pop.init(), Checkpoints(folder), {"without": [], "with": []}, 0
+    carry, wall, cores, saved = pop.init(), {kind: [] for kind in KINDS}, {kind: [] for kind in KINDS}, 0
+    opened = {kind: Checkpoints(folder / kind, store=store) for kind, store in KINDS.items() if store}
     pop.compile(carry)
     batch = pop.put(pop.example_batch())
     for n in range(count + 1):
-        for kind in ("without", "with") if n % 2 else ("with", "without"):
-            jax.block_until_ready(carry)
-            begun = time.perf_counter()
-            if kind == "with":
-                saved += 1
-                store.save(saved, pop.state(carry))
-            for _ in range(steps):
-                carry, values = pop.step(carry, pop.hyper, batch)
-                jax.block_until_ready(values["loss"])
-            store.wait()
-            if n:  # the first round warms up
-                out[kind].append(time.perf_counter() - begun)
-    store.close()
-    return out
+        for kind in np.roll(list(KINDS), n):
+            for alone in (False, True)[: 1 + (kind in opened)]:
+                jax.block_until_ready(carry)
+                begun, used = time.perf_counter(), time.process_time()
+                if store := opened.get(kind):
+                    saved += 1
+                    store.save(saved, **(pop.kept(carry) if kind == "file" else {"tree": pop.state(carry)}))
+                for _ in range(0 if alone else steps):
+                    carry, values = pop.step(carry, pop.hyper, batch)
+                    jax.block_until_ready(values["loss"])
+                if store:
+                    store.wait()
+                if n and not alone:  # the first round warms up
+                    wall[kind].append(time.perf_counter() - begun)
+                if n and (alone or not store):
+                    cores[kind].append(time.process_time() - used)
+    for store in opened.values():
+        store.close()
+    return wall, cores
 
 
 def main() -> None:
@@ -58,15 +67,23 @@ def main() -> None:
         pop = Population(group, s.train, study.held_out(group[0].config, s.held))
         folder = Path(tempfile.mkdtemp(prefix="lab-checkpoint-"))
         try:
-            took = rounds(pop, args.steps, args.rounds, folder)
+            wall, cores = rounds(pop, args.steps, args.rounds, folder)
         finally:
             shutil.rmtree(folder)
-        cost = [w / o - 1 for w, o in zip(took["with"], took["without"], strict=True)]
         mb = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pop.shapes())) / 1e6
         row = {"width": width, "trials": len(group), "state_mb": round(mb, 1), "steps": args.steps}
-        row |= {"step_ms": round(1e3 * float(np.median(took["without"])) / args.steps, 2)}
-        rows.append(row | {"cost": [round(c, 4) for c in _common.spread(cost)], "seconds": took})
-        print(f"width {width}, {mb:.0f} MB of {len(group)} trials: {cost and 100 * np.median(cost):.1f}% of the time of {args.steps} steps")
+        row |= {"step_ms": round(1e3 * float(np.median(wall["without"])) / args.steps, 2)}
+        steps = float(np.median(cores["without"]))
+        for kind in list(KINDS)[1:]:
+            cost = np.array(wall[kind]) / np.array(wall["without"]) - 1
+            of_cores, save_ms = float(np.median(cores[kind])) / steps, 1e3 * float(np.median(cores[kind]))
+            row[kind] = {"cost": [round(x, 4) for x in _common.spread(cost)], "of_cores": round(of_cores, 4), "cores_ms": round(save_ms, 1)}
+            print(
+                f"width {width}, {mb:.0f} MB of {len(group)} trials, {kind}: {100 * row[kind]['cost'][0]:.1f}% of the time of {args.steps} steps; "
+                f"a save takes {save_ms:.0f} ms of a core, {100 * of_cores:.1f}% of theirs",
+                flush=True,
+            )
+        rows.append(row | {"seconds": wall, "cores": cores})
     print(_common.write("checkpoint", rows))
 
 

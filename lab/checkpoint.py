@@ -1,8 +1,7 @@
-"""Orbax behind one small module, with a digest of every leaf: Orbax alone restores a flipped byte without a word."""
+"""Steps of training saved and restored, with a digest of every leaf: their readers alone restore a flipped byte without a word."""
 
 import errno
 import json
-import logging
 import os
 import shutil
 import zlib
@@ -13,14 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
+from lab import stores
 from lab.digests import digests, kind, named
 from lab.errors import UserError
 from sharding import hosts
-
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every file it touches
 
 
 def _seal(meta: dict) -> int:
@@ -30,7 +27,7 @@ def _seal(meta: dict) -> int:
 
 def saved(folder: Path) -> bool:
     """Whether a folder holds a step that was saved whole."""
-    return any(p.name.isdigit() for p in Path(folder).glob("*"))
+    return bool(stores.steps(Path(folder)))
 
 
 def _differs(flat: dict[str, Any], said: dict[str, str]) -> str | None:
@@ -47,28 +44,25 @@ class Checkpoints:
     """Steps saved in one folder, the newest `keep` of them kept and all that `keep_every` divides (0: none for that).
 
     A save is written behind the training and is durable after `wait`. Leaves are arrays on the host or on devices, of one process or of
-    several, which then all call alike.
+    several, which then all call alike. `store` is the form in which steps are saved, that of the number of processes unless told.
     """
 
-    def __init__(self, folder: Path, keep: int = 2, keep_every: int = 0):
+    def __init__(self, folder: Path, keep: int = 2, keep_every: int = 0, store: Callable | None = None):
         self.folder = Path(folder).resolve()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True)
-        # trained numbers hardly compress, and what compresses them takes their cores from the training
-        handlers = {"tree": ocp.PyTreeCheckpointHandler(use_compression=False), "meta": ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+        self._store = (store or (stores.Orbax if jax.process_count() > 1 else stores.File))(self.folder, keep, keep_every)
 
-    def save(self, step: int, tree: Any, meta: dict | None = None) -> None:
+    def save(self, step: int, tree: Any, meta: dict | None = None, rows: int | None = None) -> None:
         """Save a tree of arrays and a JSON-able `meta` as `step`, which may have been saved before; OSError where there is no space.
 
-        What becomes of the arrays afterwards changes nothing: Orbax copies those of the host, and holds buffers that are donated to a step.
+        With `rows`, the first so many of every array are all that is saved. What becomes of the arrays afterwards changes nothing.
         """
-        if step in self._manager.all_steps():
+        self.wait()
+        if step in self._store.steps():
             return
         flat = named(tree)
-        meta = {"digests": digests(flat), "meta": json.loads(json.dumps(meta or {}))}
+        meta = {"digests": digests(flat, rows), "meta": json.loads(json.dumps(meta or {}))}
         meta["seal"] = _seal(meta)
-        args = ocp.args.Composite(tree=ocp.args.PyTreeSave(flat), meta=ocp.args.JsonSave(meta))
-        self._told(lambda: self._manager.save(step, args=args, force=True))
+        self._told(lambda: self._store.save(step, flat, meta, rows))
 
     def restore(self, like: Any, cast: bool = False, holds: Callable[[dict], bool] = lambda meta: True) -> tuple[int, Any, dict] | None:
         """The newest step that verifies and whose meta `holds`, as (step, tree like `like`, meta); None when there is none.
@@ -77,7 +71,8 @@ class Checkpoints:
         become another dtype than the one saved. A step that cannot be read, whose digests differ or whose meta does not hold is moved
         aside as `damaged-<step>` and the one before is tried.
         """
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        self.wait()
+        for step in reversed(self._store.steps()):
             found, why = None, ""
             try:
                 found = self._read(step, like, cast, holds)
@@ -102,7 +97,7 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             (self.folder / str(step)).rename(aside)
         hosts.barrier(f"checkpoint {step} is put aside")
-        self._manager.reload()
+        self._store.reload()
 
     def _read(self, step: int, like: Any, cast: bool, holds: Callable[[dict], bool]) -> tuple[dict, dict]:
         meta, like = self._meta(step), named(like)
@@ -121,27 +116,26 @@ class Checkpoints:
         first = SingleDeviceSharding(jax.local_devices()[0])
         dtypes = {k: jnp.dtype(have[k].rsplit("-", 1)[0]) for k in like}
         abstract = {k: jax.ShapeDtypeStruct(x.shape, dtypes[k], sharding=getattr(x, "sharding", None) or first) for k, x in like.items()}
-        args = ocp.args.PyTreeRestore(abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract))
-        return self._manager.restore(step, args=ocp.args.Composite(tree=args)).tree, meta
+        return stores.read(self.folder / str(step), abstract), meta
 
     def _meta(self, step: int) -> dict:
-        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        meta = stores.meta(self.folder / str(step))
         if meta["seal"] != _seal(meta):
             raise ValueError("the digest of its metadata differs")
         return meta
 
     def meta(self) -> dict:
         """The JSON saved with the newest step."""
-        step = self._manager.latest_step()
-        if step is None:
+        self.wait()
+        if not (steps := self._store.steps()):
             raise UserError(f"folder {self.folder.name!r} holds no checkpoint")
         try:
-            return self._meta(step)["meta"]
+            return self._meta(steps[-1])["meta"]
         except Exception as e:  # whatever a damaged file makes the reader raise
-            raise UserError(f"checkpoint {step} in {self.folder.name} is damaged ({str(e).splitlines()[0][:120]})") from e
+            raise UserError(f"checkpoint {steps[-1]} in {self.folder.name} is damaged ({str(e).splitlines()[0][:120]})") from e
 
     def _told(self, call: Callable[[], Any]) -> None:
-        """A call of Orbax, whose thread tells a full disk in words of its own, as the OSError that it is."""
+        """A call of a library that tells a full disk in words of its own, as the OSError that it is."""
         try:
             call()
         except Exception as e:
@@ -151,8 +145,8 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Block until every save is durable; OSError where there was no space."""
-        self._told(self._manager.wait_until_finished)
+        self._told(self._store.wait)
 
     def close(self) -> None:
         """Finish pending saves and release the folder."""
-        self._manager.close()
+        self._told(self._store.close)

@@ -329,6 +329,12 @@ class Population:
             carry = jax.jit(lambda leaves: [x[:n] for x in leaves])(carry)
         return jax.tree.unflatten(jax.tree.structure(self._shapes), carry)
 
+    def kept(self, carry: list[jax.Array]) -> dict[str, Any]:
+        """What a checkpoint of `state(carry)` is saved of: the states as they lie on the devices, and how many of them count."""
+        if self.placement.turned:
+            return {"tree": jax.tree.unflatten(jax.tree.structure(self._shapes), carry), "rows": len(self.trials)}
+        return {"tree": self.state(carry)}
+
     def shapes(self, carry: list[jax.Array] | None = None) -> State:
         """The shapes of what `state` gives; with a carry, on its devices, where these hold no more than that."""
         n, leaves = len(self.trials), jax.tree.leaves(self._shapes)
@@ -572,7 +578,7 @@ def run(
     def save(step):
         with events.timed("save", step=step):
             log.flush()  # rows must be on disk before the step that makes them unrepeatable
-            keep.save(step, pop.state(carry), {"rows": writer.position()} if writer else {})
+            keep.save(step, meta={"rows": writer.position()} if writer else {}, **pop.kept(carry))
 
     try:
         for step in range(start, last + 1):
@@ -595,7 +601,7 @@ def run(
             if step == span.leaves and step:
                 watchdog.rest()
                 with events.timed("save", step=step):
-                    _leave(folder, step, pop.state(carry))
+                    _leave(folder, step, pop.kept(carry))
                 mark = time.monotonic()  # as below
             if step == last:
                 write(step, {**judged, "diverged": ~pop.alive(carry)})
@@ -708,10 +714,10 @@ def _diverged(pop: Population, state: State) -> list[str]:
     return [t.id for t, alive in zip(pop.trials, hosts.fetch(state.alive), strict=True) if not alive]
 
 
-def _leave(folder: Path, step: int, state: State) -> None:
+def _leave(folder: Path, step: int, kept: dict[str, Any]) -> None:
     """Keep the states of a population's trials for longer horizons; durable when it returns."""
     store = _emptied(folder / TRUNK)  # of an attempt that began again from before
-    store.save(step, state)
+    store.save(step, **kept)
     store.wait()
     store.close()
 

@@ -62,7 +62,8 @@ FLOORS = {
     "lab.branches": 2.7,  # walks as probe does
     "lab.probe": 2.5,  # walks with cost.inner
     "lab.axes": 1,
-    "lab.checkpoint": 1,
+    "lab.stores": 1,
+    "lab.checkpoint": 2,
     "lab.failure": 1,  # what a train step does with an update that fails
     "lab.digests": 0,
     "lab.goodput": 0,  # events that attempts leave beside their rows

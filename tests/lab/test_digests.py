@@ -96,6 +96,6 @@ def test_nothing_is_gathered():
 
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("a",))
     x = jax.device_put(np.zeros((4, 6), np.float32), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "a")))
-    text = _on_devices.lower([x], mesh).compile().as_text()
+    text = _on_devices.lower([x], mesh, False).compile().as_text()
     assert "all-reduce" in text
     assert "all-gather" not in text
