@@ -297,7 +297,7 @@ def _jax() -> None:
 
     aot.quiet()
     jax.config.update("jax_compilation_cache_dir", _cache())
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _study(args: argparse.Namespace, folder: bool = False):
