@@ -47,12 +47,16 @@ class Tokenizer:
         self._weights = jax.tree.unflatten(jax.tree.structure(model, is_leaf=axes.is_weight), leaves)
         self.vocabulary, self.own = model.vocabulary, (getattr(model, "scale", 0.0), getattr(model, "shift", 0.0))
         self._scale, self._shift = scale, shift
-        self._decode = jax.jit(lambda weights, given: jnp.clip(weights.decode(given), -1.0, 1.0))
+        self.sizes, self._decode = sections["data"], jax.jit(self.pictures_of)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Tokens or latents of a batch's images, uint8 or floats in [-1, 1]."""
         image = batch["image"]
         return self._weights.encode(image.astype(jnp.float32) / 127.5 - 1.0 if image.dtype == jnp.uint8 else image)
+
+    def pictures_of(self, given: dict[str, jax.Array]) -> jax.Array:
+        """Pictures [B, side, side, channels] in [-1, 1] of what a call gives."""
+        return jnp.clip(self._weights.decode(given), -1.0, 1.0)
 
     def pictures(self, given: dict[str, np.ndarray]) -> np.ndarray:
         """Pictures float32 [..., side, side, channels] in [-1, 1] of tokens [..., h, w], or of latents as a model sees them, [..., h, w, code]."""
@@ -61,7 +65,7 @@ class Tokenizer:
         flat = np.asarray(x).reshape(-1, *x.shape[len(lead) :])
         flat = flat if key == "tokens" else flat / np.float32(self._scale) + np.float32(self._shift)
         padded = np.resize(flat, (-(-len(flat) // CHUNK) * CHUNK, *flat.shape[1:]))
-        made = [np.asarray(self._decode(self._weights, {key: padded[i : i + CHUNK]})) for i in range(0, len(flat), CHUNK)]
+        made = [np.asarray(self._decode({key: padded[i : i + CHUNK]})) for i in range(0, len(flat), CHUNK)]
         out = np.concatenate(made)[: len(flat)].astype(np.float32)
         return out.reshape(*lead, *out.shape[1:])
 

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lab import cli, study
+from lab import cli, coded, study
+from lab.data.loader import open_source
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
@@ -102,3 +103,35 @@ def test_what_has_no_counterpart_is_named(key, value, tmp_path, capsys):
     config.write_text(json.dumps(json.loads(config.read_text()) | {key: value}))
     assert cli.main(["import", "weights", str(tmp_path / "published"), "--to", str(tmp_path / "to")]) == 2
     assert f"{key}=" in capsys.readouterr().err
+
+
+def test_a_published_folder_encodes_a_source_and_its_latents_become_pictures_again(tmp_path, capsys):
+    model = published("sd")
+    model.save_pretrained(tmp_path / "vae")
+    source = dict(name="shapes", size=16, grid=1, examples=8)
+    given = [
+        "shapes",
+        "size=16",
+        "grid=1",
+        "examples=8",
+        "--with",
+        str(tmp_path / "vae"),
+        "--to",
+        "set",
+        "--data-dir",
+        str(tmp_path),
+        "--eval-examples",
+        "4",
+    ]
+    assert cli.main(["data", "encode", *given, "--batch", "4"]) == 0
+    train, real = (open_source(s, "train", str(tmp_path)) for s in (dict(name="encoded", path="set"), source))
+    latents, images = (np.stack([x[i]["image"] for i in range(8)]) for x in (train, real))
+    with torch.no_grad():
+        said = model.encode(torch.tensor(theirs(images / np.float32(127.5) - 1))).latent_dist.mean
+        restored = model.decode(said).sample.clamp(-1, 1).numpy()
+    near(theirs(latents), model.config.scaling_factor * said.numpy(), 0.01)  # kept as bfloat16
+    tokenizer = coded.of(dict(name="encoded", path="set"), train.info, str(tmp_path))
+    near(theirs(tokenizer.pictures({"image": latents})), restored, 0.02)
+    given[given.index("set")] = "other"
+    assert cli.main(["data", "encode", "shapes", "size=20", *given[2:]]) == 2
+    assert "the tokenizer is of image=16, channels=3" in capsys.readouterr().err
