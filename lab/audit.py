@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lab import branches, parametrization, probe
-from lab.axes import weights
+from lab.axes import scales, weights
 from lab.population import build, described
 
 
@@ -14,11 +14,12 @@ def rows(config: dict, source_dims: dict[str, int]) -> list[dict[str, Any]]:
     """For every weight: name, arrow, shape, role, fan-in, init std, step, expected gradient, decay, epsilon, parameters."""
     program, p = build(config, source_dims), config["parametrization"]
     table, out = parametrization.table(**p), []
-    for name, w in weights(program.model).items():
-        a, s, shape = w.arrow, table(w.arrow), w.get_value().shape
-        row = {"weight": name, "arrow": str(a), "shape": "x".join(map(str, shape)) or "1", "role": "fixed" if a.fixed else a.role}
+    for (name, w), s in zip(weights(program.model).items(), scales(program.model, table), strict=True):
+        a, shape = w.arrow, w.get_value().shape
+        row = {"weight": name, "arrow": str(a), "shape": "x".join(map(str, shape)) or "1"}
+        row |= {"role": "fixed" if a.fixed else "state" if a.state else a.role}
         row |= {"fan-in": round(a.fan_in), "init std": a.std * s.init, "step": s.step, "gradient": s.grad, "decay": s.decay, "eps": s.eps}
-        out.append(row | {"parameters": 0 if a.fixed else int(jnp.prod(jnp.array(shape or (1,))))})
+        out.append(row | {"parameters": 0 if not a.trained else int(jnp.prod(jnp.array(shape or (1,))))})
     return out
 
 

@@ -19,6 +19,8 @@ from jax.extend.random import threefry2x32_p
 from lab.errors import UserError, nearest
 from lab.parametrization import Scales, Table
 
+HELD = Scales(1.0, 0.0, 1.0, 0.0)  # of a state, under every rule
+
 
 class Dims(dict):
     """axis -> size; `base` maps each infinite axis to its size in the model whose hyperparameters were tuned."""
@@ -83,6 +85,12 @@ class Arrow:
     inside: bool = False
     stack: tuple[str, ...] = ()
     fixed: bool = False
+    state: bool = False
+
+    @property
+    def trained(self) -> bool:
+        """Whether a gradient moves it: it is no untrained scale, and no state, which the model sets itself."""
+        return not (self.fixed or self.state)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -171,8 +179,20 @@ def scale(spec: str, dims: Dims, init: float = 1.0) -> Weight:
     return Weight(jax.ShapeDtypeStruct((), jnp.float32), arrow=parse(spec, dims, init=init, fixed=True))
 
 
+def state(spec: str, dims: Dims, init: float = 1.0, fill: float | None = None) -> Weight:
+    """Describe what a model carries from step to step without a gradient, such as running means; drawn as a look-up of std `init`, or `fill`.
+
+    The model sets it while it is called in training, `self.means.set_value(new)`, outside of its stacks; the trainer keeps what it holds
+    after the loss. It is float32 whatever the compute dtype, and no rule of a parametrization is about it.
+    """
+    arrow = parse(spec, dims, init=init if fill is None else 0.0, fill=fill or 0.0, state=True)
+    return Weight(jax.ShapeDtypeStruct([dims.size(a, spec) for a in arrow.names], jnp.float32), arrow=arrow)
+
+
 def _relabel(tree: Any, change: Callable[[Arrow], Arrow], lead: tuple[int, ...] = ()) -> Any:
     def one(w):
+        if w.arrow.state:
+            raise UserError(f"state {str(w.arrow)!r} stands in a stack of blocks, where what a model sets is lost; expected it outside")
         shape = jax.ShapeDtypeStruct((*lead, *w.get_value().shape), w.get_value().dtype)
         return Weight(shape, arrow=change(w.arrow))
 
@@ -205,6 +225,11 @@ def values(tree: Any) -> list[jax.Array]:
     return [w.get_value() for w in jax.tree.leaves(tree, is_leaf=is_weight)]
 
 
+def states(tree: Any) -> list[jax.Array]:
+    """What the states of a tree hold, in leaf order."""
+    return [w.get_value() for w in jax.tree.leaves(tree, is_leaf=is_weight) if w.arrow.state]
+
+
 def names(tree: Any, lead: tuple[str, ...] = ()) -> Any:
     """The dim names of every weight; `lead` names dims in front of them, such as ('trials',)."""
     return jax.tree.map(lambda w: lead + w.arrow.names, tree, is_leaf=is_weight)
@@ -212,7 +237,8 @@ def names(tree: Any, lead: tuple[str, ...] = ()) -> Any:
 
 def scales(tree: Any, table: Table) -> Any:
     """The table's Scales of every weight as a plain list of float tuples, in leaf order: data, so they can be traced."""
-    return [Scales(*map(float, table(w.arrow))) for w in jax.tree.leaves(tree, is_leaf=is_weight)]
+    rows = [HELD if w.arrow.state else table(w.arrow) for w in jax.tree.leaves(tree, is_leaf=is_weight)]
+    return [Scales(*map(float, row)) for row in rows]
 
 
 def draw(key: jax.Array, tree: Any, scales: list[Scales], apart: bool = False) -> Any:
@@ -256,5 +282,5 @@ def _normal(key: jax.Array, start: int, shape: tuple[int, ...]) -> jax.Array:
 
 
 def view(tree: Any, dtype: jnp.dtype) -> Any:
-    """What the network sees: the stored weights in the compute dtype, the untrained scales without a gradient."""
-    return map_weights(lambda a, x: (jax.lax.stop_gradient(x) if a.fixed else x).astype(dtype), tree)
+    """What the network sees: the stored weights in the compute dtype, scales and states without a gradient, states in float32."""
+    return map_weights(lambda a, x: (x if a.trained else jax.lax.stop_gradient(x)).astype(x.dtype if a.state else dtype), tree)

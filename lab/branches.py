@@ -39,7 +39,10 @@ def closers(f: Callable, tree: Any, *args: Any) -> tuple[set[str], dict[str, int
     closed = jax.make_jaxpr(f)(tree, *args)
     names, n = weights(tree), len(closed.jaxpr.invars)
     walk = _Walk({name: w.arrow for name, w in names.items()})
-    walk.run(closed.jaxpr, [walk.new(weight=name) for name in names] + [walk.new() for _ in range(n - len(names))])
+    walk.run(
+        closed.jaxpr,
+        [walk.new(weight="" if w.arrow.state else name) for name, w in names.items()] + [walk.new() for _ in range(n - len(names))],
+    )
     return walk.closers, walk.products
 
 
@@ -53,7 +56,7 @@ def audit(f: Callable, tree: Any, *args: Any) -> dict[str, list[str]]:
             said[name] = [
                 f"scales a product over {products[name]} numbers, but its arrow contracts {' '.join(a.ins) or 'nothing'} ({size})"
             ]
-        elif a.inside and not a.fixed and a.closes != (name in ends):
+        elif a.inside and a.trained and a.closes != (name in ends):
             said[name] = [
                 "its arrow closes a branch ('=>'), but a normalisation, another function or another weight follows it in the branch and undoes its depth multiplier"
                 if a.closes

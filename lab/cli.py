@@ -202,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--trial", default="", help="id of a trial that kept its weights")
     sample.add_argument("--out", default="samples.png", help="picture to write (default: samples.png)")
     sample.add_argument("--judge", action="append", default=[], metavar="NAME", help="judge the samples instead, by a judge of lab/evals")
-    sample.add_argument("--data-dir", default="", help="--judge, --prompt: where the study's data lies (default: where it lay)")
+    sample.add_argument("--data-dir", default="", help="where the study's data lies (default: where it lay)")
     actions = "list, build, verify, show or encode"
     data = command("data", _data, "list the sources; build, verify, show or encode one", "action", actions)
     data.add_argument("name", nargs="?", help="source, such as icons")
@@ -210,7 +210,9 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--data-dir", default="data")
     data.add_argument("-n", type=int, default=32, help="show: how many examples")
     data.add_argument("--out", default="data.png", help="show: picture to write (default: data.png)")
-    data.add_argument("--with", dest="function", metavar="FILE.py:FUNCTION", help="encode: batch of arrays -> arrays, 'image' or 'tokens'")
+    data.add_argument(
+        "--with", dest="function", metavar="WHAT", help="encode: folder of a tokenizer's study or weights, or FILE.py:FUNCTION"
+    )
     data.add_argument("--to", help="encode: folder of the encoded set, absolute or within --data-dir")
     data.add_argument("--batch", type=int, default=64, help="encode: examples the function gets at once (default: 64)")
     data.add_argument("--shard-examples", type=int, default=8192, help="encode: examples a file (default: 8192)")
@@ -715,25 +717,32 @@ def _sample(args: argparse.Namespace) -> None:
     from lab.log import console
 
     _jax()
-    train, held = study.sources(folder, args.data_dir) if args.judge or args.prompt else (None, None)
     found = study.restored(folder, args.trial)
+    restores = getattr(found.program.objective, "restores", False)  # of a tokenizer: pictures of the data, and what becomes of them
+    train, held = study.sources(folder, args.data_dir) if args.judge or args.prompt or restores else (None, None)
     options = {**found.config["sample"]["options"], **dict(map(_option, args.option))}
     study.sampler_options(found.program.objective, options, "sample.options")
     about = found.about
     told = f"{args.n} samples of trial {about['trial']} ({about['arm']}, {about['population']}"
     said = f"compiling the sampler of trial {about['trial']} and drawing {args.n} samples"
     if args.judge:
-        scores = study.judged(found, train, held, args.judge, args.n, options, lambda: console.print(said, markup=False))
+        scores = study.judged(found, train, held, args.judge, args.n, options, args.data_dir, lambda: console.print(said, markup=False))
         print(f"{told}{''.join(f'; {k} {v}' for k, v in options.items())})")
         for column, value in scores.items():
             print(f"{column:24} {value:.6g}")
         return
     if args.prompt:
         cond, names = study.prompted(found, folder, held, args.prompt, args.n)
+    elif restores:
+        items = [held[i] for i in range(min(args.n, len(held)))]
+        cond, names = study.originals(found, items, info)
     else:
         cond, names = study.asked(found, folder, info, args.n)
     console.print(said, markup=False)
-    report.grid(study.sample(found, info, cond, options), names, Path(args.out))
+    images = study.sample(found, info, cond, options, args.data_dir)
+    if restores:
+        images, names = report.beside([study.picture(x, info) for x in items], images, names)
+    report.grid(images, names, Path(args.out))
     print(f"{told}): {args.out}")
 
 
@@ -771,12 +780,17 @@ def _data(args: argparse.Namespace) -> None:
 def _encode(args: argparse.Namespace, options: dict) -> None:
     for key, value in (("--with", args.function), ("--to", args.to)):
         if not value:
-            raise UserError(f"lab data encode {args.name} wants {key}; such as --with vae.py:encode --to latents")
+            raise UserError(f"lab data encode {args.name} wants {key}; such as --with runs/vq --to tokens, or --with vae.py:encode")
     from lab.data import encode, encoded
 
     _jax()
     config, more = {"name": args.name, **options}, {"batch": args.batch, "shard_examples": args.shard_examples, "devices": args.devices}
-    encode.encode(config, args.data_dir, args.function, args.to, args.eval_examples, **more)
+    if Path(args.function).is_dir():
+        from lab import encoding
+
+        encoding.encode(config, args.data_dir, Path(args.function), args.to, args.eval_examples, **more)
+    else:
+        encode.encode(config, args.data_dir, args.function, args.to, args.eval_examples, **more)
     print(encoded.verify(args.data_dir, args.to))
     print(f'c.data = dict(name="encoded", path="{args.to}")')
 

@@ -86,7 +86,7 @@ class Rows(NamedTuple):
 def _rows(model: Any) -> Rows:
     at, leaf, entries, n = [], [], {}, 0
     for i, (name, w) in enumerate(weights(model).items()):
-        if w.arrow.fixed:
+        if not w.arrow.trained:
             continue
         dims, layers, lead = w.get_value().shape, len(w.arrow.stack), len(w.arrow.stack + w.arrow.index)
         kept = [d if k < layers or (k < lead and w.arrow.names[k].isdigit()) else 1 for k, d in enumerate(dims)]
@@ -141,4 +141,4 @@ def _trial(program: Program, trial: Hyper, batches: dict, row: jax.Array, size: 
 
 
 def _trained(tree: Any) -> list[Weight]:
-    return [w for w in jax.tree.leaves(tree, is_leaf=is_weight) if not w.arrow.fixed]
+    return [w for w in jax.tree.leaves(tree, is_leaf=is_weight) if w.arrow.trained]

@@ -17,10 +17,10 @@ CONVENTION = (
 
 
 def parameters(tree: Any) -> dict[str, int]:
-    """Trained parameters by role; untrained scales are left out."""
+    """Parameters by role that a gradient moves; untrained scales and states are left out."""
     count = Counter()
     for w in jax.tree.leaves(tree, is_leaf=is_weight):
-        if not w.arrow.fixed:
+        if w.arrow.trained:
             count[w.arrow.role] += math.prod(w.get_value().shape)
     return dict(count)
 

@@ -271,6 +271,23 @@ def judged(rows: list[dict], name: str) -> Figure:
     return figure
 
 
+def rate(rows: list[dict], rung: str) -> Figure:
+    """Distortion against rate of tokenizers, a colour an arm and a mark a rung: rows of arm, rung, rate_bits and rate_mse, by bits."""
+    figure = Figure(figsize=(7.0, 3.5))
+    ax, rungs = figure.subplots(), sorted({r["rung"] for r in rows})
+    for i, arm in enumerate(sorted({r["arm"] for r in rows})):
+        for j, size in enumerate(rungs):
+            mine = sorted((r["rate_bits"], r["rate_mse"]) for r in rows if (r["arm"], r["rung"]) == (arm, size))
+            if mine:
+                label = arm + (f", {rung} {size:g}" if len(rungs) > 1 else "")
+                ax.plot(*zip(*mine, strict=True), "os^Dv"[j % 5] + ("-", "--", ":")[j % 3], ms=4.5, color=ARMS[i % len(ARMS)], label=label)
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    ax.set(xlabel="bits a picture", ylabel="mean squared error of a number")
+    _beside(figure, ax)
+    return figure
+
+
 def slopes(found: dict[str, dict[str, dict[str, tuple]]], bound: float) -> Figure:
     """The coordinate check: slope of every weight's own change with its interval, a panel a knob and a colour a rule.
 

@@ -18,8 +18,10 @@ from lab.files import sha256
 # packages of parts, in which helpers may lie beside them, and what a part exports
 KINDS = {
     **{"lab.data": "Source", "lab.encoders": "Encoder", "lab.evals": "Judge", "lab.formats": "Format", "lab.launch": "Backend"},
-    **{"lab.models": "Model", "lab.objectives": "Objective", "lab.layers": "Mixer", "lab.optimizers": "Optimizer"},
+    **{"lab.models": "Model", "lab.tokenizers": "Model", "lab.objectives": "Objective"},
+    **{"lab.layers": "Mixer", "lab.optimizers": "Optimizer"},
 }
+BESIDE = {"lab.models": ("lab.tokenizers",)}  # packages whose parts serve in the place of another's
 
 
 def module(package: str, name: str) -> ModuleType:
@@ -39,13 +41,15 @@ def module(package: str, name: str) -> ModuleType:
             sys.modules[tag] = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(sys.modules[tag])
         return sys.modules[tag]
-    dotted = name if "." in name else f"{package}.{name}"
+    shelves = (package, *BESIDE.get(package, ()))
+    found = next((p for p in shelves if "." not in name and importlib.util.find_spec(f"{p}.{name}")), package)
+    dotted = name if "." in name else f"{found}.{name}"
     try:
         return importlib.import_module(dotted)
     except ModuleNotFoundError as e:
         if not dotted.startswith(e.name or ""):
             raise UserError(f"{dotted!r} needs the package {e.name!r}, which is not installed") from e
-        raise unknown(f"{KINDS[package].lower()} name", name, names(package)) from None
+        raise unknown(f"{KINDS[package].lower()} name", name, [n for p in shelves for n in names(p)]) from None
 
 
 def stem(name: str) -> str:

@@ -1,5 +1,6 @@
 """Judges a population's trials on a schedule, on a thread of its own, beside the training."""
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -12,28 +13,38 @@ from lab import find
 from lab.errors import UserError
 from lab.evals.subject import Subject
 from lab.log import console
-from lab.objectives.conditions import known
+from lab.objectives.conditions import given
 from lab.train import Program, over_trials
 
 KEY = 20_251_125  # the noise of samples is the same for every trial of every study
 CHUNK = 128  # samples drawn at once
 
 
-def conditions(real: Any, n: int) -> dict[str, np.ndarray]:
-    """Label and text [n, ...] of random held-out examples: samples for these are judged against the held-out set."""
+def conditions(real: Any, n: int, objective: Any = None) -> dict[str, np.ndarray]:
+    """What samples of an objective are drawn by, [n, ...], of random held-out examples, against which they are judged: label, text, ..."""
     rows = np.resize(np.random.default_rng(2).permutation(len(real))[:n], n)
-    given = [known(real[int(i)]) for i in rows]
-    return {k: np.stack([g[k] for g in given]) for k in given[0]}
+    each = [given(objective, real[int(i)]) for i in rows]
+    return {k: np.stack([g[k] for g in each]) for k in each[0]}
 
 
 class Painter:
     """Draws samples and errors of stacked weights [trials, ...]; compiled when first used.
 
-    `shape` is that of one drawn thing, of a batch's entry `objective.makes`; `palette` holds the colour [channels] of every token.
+    `shape` is that of one drawn thing, of a batch's entry `objective.makes`; `palette` holds the colour [channels] of every token, and
+    `decode` makes pictures of what is drawn, {makes: [trials, n, ...]}, where a tokenizer is behind the data.
     """
 
-    def __init__(self, program: Program, shape: tuple, options: dict, turns: Mesh | None = None, clip: bool = False, palette: Any = None):
-        self._clip, self._objective, self._palette = clip, program.objective, palette
+    def __init__(
+        self,
+        program: Program,
+        shape: tuple,
+        options: dict,
+        turns: Mesh | None = None,
+        clip: bool = False,
+        palette: Any = None,
+        decode: Callable | None = None,
+    ):
+        self._clip, self.objective, self._palette, self._decode = clip, program.objective, palette, decode
 
         def draw(params, key, cond):
             return program.sample(params, key, cond, shape=tuple(shape), **options)
@@ -44,6 +55,8 @@ class Painter:
     def samples(self, params: Any, cond: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What is drawn, [trials, n, ...], for conditions [n, ...], and under 'image' its pictures: floats as a model sees them.
 
+        Samplers that give several arrays by name draw pictures.
+
         Pictures are cut to [-1, 1] where the source has bytes (`clip`).
         """
         n = len(next(iter(cond.values())))
@@ -51,15 +64,21 @@ class Painter:
         padded = {k: np.resize(v, (-(-n // size) * size, *v.shape[1:])).reshape(-1, size, *v.shape[1:]) for k, v in cond.items()}
         keys = jax.random.split(jax.random.key(KEY), -(-n // size))
         chunks = [jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), padded) for i in range(len(keys))]
-        drawn = np.concatenate([np.asarray(self._draw(params, k, c)) for k, c in zip(keys, chunks, strict=True)], 1)[:, :n]
-        if self._objective.makes != "image":
-            out = {self._objective.makes: drawn}
+        parts = [jax.device_get(self._draw(params, k, c)) for k, c in zip(keys, chunks, strict=True)]
+        drawn = jax.tree.map(lambda *x: np.concatenate(x, 1)[:, :n], *parts)
+        if isinstance(drawn, dict):
+            return drawn | {"image": np.clip(drawn["image"], -1.0, 1.0) if self._clip else drawn["image"]}
+        if self._decode is not None:
+            made = self.objective.makes
+            return {"latents" if made == "image" else made: drawn, "image": self._decode({made: drawn})}
+        if self.objective.makes != "image":
+            out = {self.objective.makes: drawn}
             return out if self._palette is None else out | {"image": np.asarray(self._palette, np.float32)[drawn] / 127.5 - 1.0}
         return {"image": np.clip(drawn, -1.0, 1.0) if self._clip else drawn}
 
     def errors(self, params: Any, key: jax.Array, batches: dict) -> dict[str, np.ndarray]:
         """t [trials, M] and error [trials, M, ...] on held-out batches; UserError where the objective knows no errors."""
-        if not hasattr(self._objective, "errors"):
+        if not hasattr(self.objective, "errors"):
             raise UserError("the objective has no function errors(model, key, batch) -> (t, error)")
         return jax.device_get(self._errors(params, key, batches))
 
@@ -98,7 +117,7 @@ class Judging:
             return drawn[what]
 
         def samples(i):
-            given = once("conditions", lambda: conditions(self._real, self.n))
+            given = once("conditions", lambda: conditions(self._real, self.n, self._painter.objective))
             return {k: v[i] for k, v in once("samples", lambda: self._painter.samples(params, given)).items()} | given
 
         def errors(i):

@@ -1,6 +1,7 @@
 """Trials of one shape, trained in one compiled program: learning rates, seeds and parametrizations side by side."""
 
 import contextlib
+import inspect
 import os
 import shutil
 import signal
@@ -61,19 +62,12 @@ class Trial:
 
 def build(config: dict, source_dims: dict[str, int]) -> Program:
     """The program of a config: model described (no numbers), objective, schedule, optimizer. Bad keys and sizes raise UserError."""
-    part = dict(config["model"])
-    model = find.module("lab.models", part.pop("name")).Model
     what = dict(config["objective"])
     objective = find.make(find.module("lab.objectives", what.pop("name")).Objective, what, "objective")
-    dims = _dims(model, part, config["base"], {"data": source_dims, "objective": objective.dims})
-    knobs = find.arguments(model.axes)
-    options = {k: v for k, v in part.items() if k not in knobs}
-    for key in set(options) - set(find.arguments(model.__init__)):
-        raise unknown("config key model", key, [*find.arguments(model.__init__), *knobs])
-    find.check(model.__init__, options, "model")
+    model, dims = described_model(config["model"], config["base"], {"data": source_dims, "objective": objective.dims})
     o, t = config["optim"], config["train"]
     rate = schedule(o["schedule"], t["steps"], o["warmup"], o["decay"])
-    return Program(model(dims, **options), dims, objective, rate, _dtype(t["dtype"]), core(o), failure.policy(t))
+    return Program(model, dims, objective, rate, _dtype(t["dtype"]), core(o), failure.policy(t))
 
 
 def _dtype(name: str) -> Any:
@@ -83,10 +77,24 @@ def _dtype(name: str) -> Any:
     return dtypes[name]
 
 
+def described_model(section: dict, base: dict, given: dict[str, dict[str, int]]) -> tuple[Any, Dims]:
+    """The model of a config's section, described (no numbers), and its sizes, of which others are `given` by data and objective."""
+    part = dict(section)
+    model = find.module("lab.models", part.pop("name")).Model
+    dims = _dims(model, part, base, given)
+    knobs = find.arguments(model.axes)
+    options = {k: v for k, v in part.items() if k not in knobs}
+    for key in set(options) - set(find.arguments(model.__init__)):
+        raise unknown("config key model", key, [*find.arguments(model.__init__), *knobs])
+    find.check(model.__init__, options, "model")
+    return model(dims, **options), dims
+
+
 def _dims(model: Any, part: dict, base: dict, given: dict[str, dict[str, int]]) -> Dims:
     """dims = config | source.dims | objective.dims; a knob set twice with different values is a conflict."""
     knobs = {}
     needed = find.arguments(model.axes)
+    kinds = {n: p.annotation for n, p in inspect.signature(model.axes).parameters.items()}
     for where, sizes in {"model": {k: v for k, v in part.items() if k in needed}, **given}.items():
         for k, v in sizes.items():
             if k in knobs and knobs[k] != v:
@@ -96,7 +104,10 @@ def _dims(model: Any, part: dict, base: dict, given: dict[str, dict[str, int]]) 
         raise UserError(f"config key model.{missing[0]} is missing; the model's knobs: {', '.join(needed)}")
     for k, v in knobs.items():
         least = 1 if needed.get(k, True) else 0  # what may be left out may be nothing
-        if not isinstance(v, int) or isinstance(v, bool) or v < least:
+        if kinds.get(k) is tuple:  # in a file it is a list
+            if not isinstance(v, tuple | list) or not v or not all(type(x) is int and x > 0 for x in v):
+                raise UserError(f"model.{k}={v!r} must be several positive whole numbers, such as (8, 5, 5)")
+        elif type(v) is not int or v < least:
             raise UserError(f"model.{k}={v!r} must be a {'positive ' * least}whole number")
     return Dims.of(model.axes, {k: knobs[k] for k in needed if k in knobs}, base)
 
@@ -227,6 +238,9 @@ def parted(program: Program, config: dict) -> Program:
     if parts > 1 and not hasattr(program.objective, "losses"):
         name = config["objective"]["name"]
         raise UserError(f"config key run.accumulate={parts}: objective {name!r} has no function losses(model, given); expected 1")
+    if parts > 1 and axes.states(program.model):
+        name = config["model"]["name"]
+        raise UserError(f"config key run.accumulate={parts}: model {name!r} has states, which are made of the whole batch; expected 1")
     return replace(program, parts=parts)
 
 
@@ -343,10 +357,10 @@ class Population:
         shapes = [jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype, sharding=s) for x, s in zip(leaves, where, strict=True)]
         return jax.tree.unflatten(jax.tree.structure(self._shapes), shapes)
 
-    def judging(self, judges: dict[str, Any], real: Any) -> Judging:
-        """The judges of these trials; `real` is the held-out split. With several processes each judges on a device of its own."""
+    def judging(self, judges: dict[str, Any], real: Any, decode: Callable | None = None) -> Judging:
+        """The judges of these trials; `real` is the held-out split, `decode` makes pictures where a tokenizer made that. With several processes each judges on a device of its own."""
         made = real[0].get(self.program.objective.makes, np.zeros(0)) if judges else np.zeros(0)
-        shown = {"clip": made.dtype == np.uint8, "palette": real.info.get("palette")}
+        shown = {"clip": made.dtype == np.uint8, "palette": real.info.get("palette"), "decode": decode}
         several = jax.process_count() > 1
         painter = Painter(self.program, made.shape, self.config["sample"]["options"], None if several else self.placement.apart, **shown)
         held = (jax.random.key(EVAL_KEY), self._held) if several else (self._key, self.held_out)

@@ -55,11 +55,11 @@ def probe(f: Callable, tree: Any, start: Any, *args: Any, measure: Measure = siz
       entries name', name''. The second figure is the weight's own change: the total change of an activation hides
       under-learning behind the change of the layers before it.
     """
-    names = list(weights(tree))
+    names = [None if w.arrow.state else n for n, w in weights(tree).items()]  # a state is what a model sees, as an activation is
     closed, shape = jax.make_jaxpr(f, return_shape=True)(tree, *args)
     flat, moved = jax.tree.leaves((tree, *args)), jax.tree.leaves(jax.tree.map(jnp.subtract, tree, start))
     n = len(names)
-    tracked = [(names[i], moved[i]) if i < n else None for i in range(len(flat))]
+    tracked = [(names[i], moved[i]) if i < n and names[i] else None for i in range(len(flat))]
     out, stats, _ = _Walk(measure, pairs).run(closed.jaxpr, closed.consts, flat, tracked, [None] * len(flat))
     return jax.tree.unflatten(jax.tree.structure(shape), out), stats
 
@@ -168,8 +168,9 @@ def audit(f: Callable, tree: Any, *args: Any) -> dict[str, list[str]]:
     flat = list(weights(tree).items())
     closed = jax.make_jaxpr(f)(tree, *args)
     n = len(jax.tree.leaves((tree, *args)))
-    given = [(name, w.arrow, tuple(((i, a),) for i, a in enumerate(w.arrow.names))) for name, w in flat] + [None] * (n - len(flat))
-    seen: dict[str, list[str]] = {name: [] for name, _ in flat}
+    labels = [tuple(((i, a),) for i, a in enumerate(w.arrow.names)) for _, w in flat]
+    given = [None if w.arrow.state else (name, w.arrow, x) for (name, w), x in zip(flat, labels, strict=True)] + [None] * (n - len(flat))
+    seen: dict[str, list[str]] = {name: [] for name, w in flat if not w.arrow.state}
     used: set[str] = set()
     _audit(closed.jaxpr, given, seen, used)
     for name in seen:

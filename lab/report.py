@@ -284,9 +284,19 @@ def draw(folder: Path, f: Findings) -> dict[str, tuple[Figure, str]]:
         if any(f"{name}_{side}" in r for r in f.judged for side in ("low", "floor")):
             said = "Bars: interval. Dashed: the same on real examples. Dotted: chance or the least that so few samples can show."
             out[f"judge_{name}"] = figures.judged(f.judged, name), f"{name}, best trial of each size, against training FLOPs. {said}"
+    if rated := _rated(folder, f):
+        said = "Held-out pictures restored by each tokenizer, numbers from -1 to 1, against what its code of a picture costs."
+        out["rate"] = figures.rate(rated, rung), f"{said} A mark a trial; joined are those of one arm and {rung}."
     if shown := _samples(folder, f):
         out["samples"] = shown
     return out
+
+
+def _rated(folder: Path, f: Findings) -> list[dict]:
+    """Arm, rung, rate and distortion of every trial that judge `rate` has judged at its end."""
+    ends = {r["trial"]: r for r in record.finals(folder).to_pylist()} if "rate" in judges(f.study) else {}
+    found = [{**ends.get(r["trial"], {}), "arm": r["arm"], "rung": r["rung"]} for r in f.trials]
+    return [r for r in found if r.get("rate_bits") and r.get("rate_mse")]
 
 
 def _search(search: points.Search) -> Figure:
@@ -625,6 +635,12 @@ def examples(source: Any, n: int) -> tuple[np.ndarray, list[str]]:
         pictures = tokens.reshape(len(items), side, side, 1) / max(1, tokens.max()) * 2.0 - 1.0
     classes = source.info["class_names"]
     return figures.shown(pictures), [str(x.get("caption", classes[int(x["label"])])) for x in items]
+
+
+def beside(real: list[np.ndarray], made: np.ndarray, names: list[str]) -> tuple[np.ndarray, list[str]]:
+    """Pairs of real pictures and what a tokenizer made of them, uint8 [2 n, h, w, c], with a name for each."""
+    pairs = [x for r, m in zip(real, made, strict=True) for x in (figures.shown(r), m)]
+    return np.stack(pairs), [x for n in names for x in (n, "restored")]
 
 
 def grid(images: np.ndarray, names: list[str], path: Path) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from lab import axes, claims, cost, find, halving, parametrization, rates, record, trunk
+from lab import axes, claims, coded, cost, find, halving, parametrization, rates, record, trunk
 from lab import population as populations
 from lab.axes import Dims
 from lab.checkpoint import Checkpoints, saved
@@ -383,7 +383,7 @@ def _check_ladder(rungs: list[tuple[Any, Dims]]) -> None:
     for axis in {a for _, d in rungs for a in d}:
         sizes = sorted({d[axis] for _, d in rungs if axis in d})
         if len(sizes) > 1 and any(axis not in d.base for _, d in rungs):
-            named = [n for n, w in axes.weights(rungs[0][0]).items() if axis in w.arrow.names]
+            named = [n for n, w in axes.weights(rungs[0][0]).items() if axis in w.arrow.names and not w.arrow.state]
             if named:
                 raise UserError(
                     f"axis {axis!r} has sizes {sizes} in this sweep but no base; weights: {', '.join(named[:6])}; "
@@ -639,7 +639,7 @@ class Study:
             wanted = self._wanted(only) if only else set(self.packs)
             order = [n for n in self._ordered(self.work(), largest_first) if n in wanted]
             if opened is None and not all(record.finished(folder / n) for n in order):
-                opened = open_judges(self.config["judge"], self.held, self.train), Decoded(self.train)
+                opened = self._judges(), Decoded(self.train)
             if began is not None:
                 self._startup, began = time.time() - began, None
             with self._progress() as progress:
@@ -788,14 +788,23 @@ class Study:
             progress.skip(name, "done by another", progress.steps[name])
         return done
 
+    def _judges(self) -> tuple[dict[str, Any], Callable | None]:
+        """Judges of pictures, and where a tokenizer made the data what makes pictures of samples."""
+        c, data_dir = self.config, self.config["run"]["data_dir"]
+        if not c["judge"]["names"]:
+            return {}, None
+        held, train = (coded.pictured(x, c["data"], s, data_dir) for x, s in ((self.held, "eval"), (self.train, "train")))
+        tokenizer = coded.of(c["data"], self.held.info, data_dir)
+        return open_judges(c["judge"], held, train), tokenizer and tokenizer.pictures
+
     def _one(self, name: str, opened: Any, progress: Progress, interrupt: populations.Interrupt) -> None:
         """Train one population to its end."""
-        judges, source = opened
+        (judges, decode), source = opened
         startup, self._startup = self._startup, 0.0
         pop = Population(self.packs[name], source, held_out(self.packs[name][0].config, self.held))
         if hosts.first():
             self._card(self.folder / name, pop)
-        judging, span = pop.judging(judges, self.held), self._span(name, pop)
+        judging, span = pop.judging(judges, self.held, decode), self._span(name, pop)
         populations.run(self.folder / name, name, pop, source, judging, progress, interrupt, span, startup)
 
     def _ready(self, name: str) -> bool:
@@ -949,15 +958,18 @@ class Study:
         try:
             found = restored(folder)
             options = self.trials.get(found.about["trial"], found).config["sample"]["options"]
-            cond, names = asked(found, folder, told["data"], shown["n"])
+            rows = np.random.default_rng(1).permutation(len(self.held))[: shown["n"]]
+            shows = coded.pictured(self.held, self.config["data"], "eval", self.config["run"]["data_dir"])
+            real = [shows[int(i)] for i in rows]
+            restores = getattr(found.program.objective, "restores", False)
+            cond, names = originals(found, real, told["data"]) if restores else asked(found, folder, told["data"], shown["n"])
             images, about = sample(found, told["data"], cond, options), {**found.about, "names": names, **options}
         except UserError as e:  # what is trained is told all the same
             progress.finish(name, f"no samples: {e}")
             return
         if not hosts.first():  # all restore and draw, as reading a checkpoint is a thing that processes do together
             return
-        rows = np.random.default_rng(1).permutation(len(self.held))[: len(images)]
-        real = np.stack([picture(self.held[int(i)], self.train.info) for i in rows])
+        real = np.stack([picture(item, shows.info) for item in real])
         target = folder / about["population"] / "samples.npz"
         with target.with_suffix(".tmp").open("wb") as f:
             np.savez_compressed(f, samples=images, real=real, about=json.dumps(about))
@@ -1155,7 +1167,7 @@ def picture(item: dict, info: dict) -> np.ndarray:
 
 def lacks(program: Program, info: dict) -> list[str]:
     """Of 'palette' and 'prompts', what pictures of a model need and the `info` of its data lacks."""
-    needed = {"palette": program.objective.makes != "image", "prompts": "text" in program.model.takes}
+    needed = {"palette": program.objective.makes != "image" and "tokenizer" not in info, "prompts": "text" in program.model.takes}
     return [k for k, wanted in needed.items() if wanted and k not in info]
 
 
@@ -1185,6 +1197,13 @@ def asked(found: Restored, folder: Path, info: dict, n: int) -> tuple[dict[str, 
         return {k: v[rows] for k, v in told.items()}, [names[i] for i in rows]
     labels = np.arange(n, dtype=np.int32) % info["classes"]
     return {"label": labels}, [info["class_names"][i] for i in labels]
+
+
+def originals(found: Restored, items: list[dict], info: dict) -> tuple[dict[str, np.ndarray], list[str]]:
+    """As `asked`, of a tokenizer: examples to be restored, and a name for each."""
+    each = [conditions.given(found.program.objective, x) for x in items]
+    names = [x.get("caption") or info["class_names"][int(x["label"])] for x in items]
+    return {k: np.stack([g[k] for g in each]) for k in each[0]}, names
 
 
 def _told(folder: Path, kept: dict) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -1227,24 +1246,51 @@ def prompted(found: Restored, folder: Path, source: Any, texts: list[str], n: in
     return {**given, "label": np.full(n, -1, np.int32)}, names
 
 
-def sample(found: Restored, info: dict, cond: dict[str, np.ndarray], options: dict) -> np.ndarray:
-    """uint8 images [n, h, w, c] of restored weights, one for each of the conditions [n, ...]; `info` is the data's of study.json."""
-    makes = found.program.objective.makes
-    painter = Painter(found.program, info.get("shapes", info)[makes], options, palette=info.get("palette"))
+def sample(found: Restored, info: dict, cond: dict[str, np.ndarray], options: dict, data_dir: str = "") -> np.ndarray:
+    """uint8 images [n, h, w, c] of restored weights, one for each of the conditions [n, ...]; `info` is the data's of study.json.
+
+    Where a tokenizer made the data, that is looked for where the data lay, or in `data_dir`.
+    """
+    makes, decode = found.program.objective.makes, _decode(found, info, data_dir)
+    painter = Painter(found.program, info.get("shapes", info)[makes], options, palette=info.get("palette"), decode=decode)
     images = painter.samples(jax.tree.map(lambda x: x[None], found.weights), cond)["image"][0]
     return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
+def _decode(found: Restored, info: dict, data_dir: str) -> Callable | None:
+    """What makes pictures of a model's samples, where a tokenizer made its data."""
+    tokenizer = coded.of(found.config["data"], info, data_dir or found.config["run"]["data_dir"])
+    return tokenizer and tokenizer.pictures
+
+
 def judged(
-    found: Restored, train: Any, held: Any, names: list[str], n: int, options: dict, begins: Callable[[], None] = lambda: None
+    found: Restored,
+    train: Any,
+    held: Any,
+    names: list[str],
+    n: int,
+    options: dict,
+    data_dir: str = "",
+    begins: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """What judges say of restored weights: {column: value}; `options` are the sampler's, and `begins` is called once no judge has refused."""
+    """What judges say of restored weights: {column: value}; `options` are the sampler's, `data_dir` as in `sample`.
+
+    `begins` is called once no judge has refused.
+    """
     config = {**DEFAULTS["judge"], **found.config.get("judge", {}), "names": names, "n": n}
-    judges = open_judges(config, held, train)
+    where = data_dir or found.config["run"]["data_dir"]
+    judges = open_judges(config, *(coded.pictured(x, found.config["data"], s, where) for x, s in ((held, "eval"), (train, "train"))))
     begins()
     batches = jax.tree.map(jnp.asarray, held_out(found.config, held))
     made = held[0][found.program.objective.makes]
-    painter = Painter(found.program, made.shape, options, clip=made.dtype == np.uint8, palette=held.info.get("palette"))
+    painter = Painter(
+        found.program,
+        made.shape,
+        options,
+        clip=made.dtype == np.uint8,
+        palette=held.info.get("palette"),
+        decode=_decode(found, held.info, data_dir),
+    )
     judging = Judging(judges, config, painter, held, (jax.random.key(populations.EVAL_KEY), batches), 1, strict=True)
     judging.judge(0, jax.tree.map(lambda x: x[None], found.weights), np.array([True]))
     ((_, values),) = judging.rows(wait=True)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from lab.axes import Dims, draw, view
+from lab.axes import Dims, draw, map_weights, states, view
 from lab.failure import STOP, Policy
 from lab.optim import Hyper, Schedule, at_step, optimizer
 from lab.optimizers import adamw
@@ -62,15 +62,29 @@ class Program:
         return State(params, opt, ema, jnp.int32(0), alive, first, self.failure.begin((params, opt, ema)))
 
     def update(self, params: Any, opt: Any, step: jax.Array, hyper: Hyper, batch: dict) -> tuple[jax.Array, Any, Any, Any]:
-        """Loss and gradient on the batch of a step, and what the optimizer makes of it: the update and its next state."""
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(hyper.seed), 1), step)
-        loss, grads = self.gradient(params, key, batch)
-        return loss, grads, *optimizer(hyper, self.rate.at(hyper.horizon), self.core).update(grads, opt, params)
+        """Loss and gradient on the batch of a step, and what the optimizer makes of it: the update and its next state.
 
-    def gradient(self, params: Any, key: jax.Array, batch: dict) -> tuple[jax.Array, Any]:
-        """Mean loss of a batch and its gradient; in parts, of inputs that are drawn for the whole batch, so that they are the same."""
+        The update of a state of the model is the difference to what the model has set it to.
+        """
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(hyper.seed), 1), step)
+        loss, grads, new = self.gradient(params, key, batch)
+        updates, opt = optimizer(hyper, self.rate.at(hyper.horizon), self.core).update(grads, opt, params)
+        held = iter(new)
+        return loss, grads, map_weights(lambda a, u, w: next(held) - w if a.state else u, updates, params) if new else updates, opt
+
+    def gradient(self, params: Any, key: jax.Array, batch: dict) -> tuple[jax.Array, Any, list[jax.Array]]:
+        """Mean loss of a batch, its gradient, and what the model's states hold after it.
+
+        In parts, of inputs that are drawn for the whole batch, so that they are the same; models with states see a batch whole.
+        """
         if self.parts == 1:
-            return jax.value_and_grad(lambda p: jnp.mean(self.loss(p, key, batch)))(params)
+
+            def mean(params):
+                seen = view(params, self.dtype)
+                return jnp.mean(self.objective.loss(seen, key, batch).astype(jnp.float32)), states(seen)
+
+            (loss, new), grads = jax.value_and_grad(mean, has_aux=True)(params)
+            return loss, grads, new
         # every `parts`-th example, so that a part of a batch that is divided over devices is divided over all of them
         drawn = self.objective.inputs(key, batch)
         split = jax.tree.map(lambda x: x.reshape(-1, self.parts, *x.shape[1:]).swapaxes(0, 1), drawn)
@@ -80,7 +94,7 @@ class Program:
             return jax.tree.map(jnp.add, total, part), None
 
         total, _ = jax.lax.scan(add, (jnp.float32(0.0), jax.tree.map(jnp.zeros_like, params)), split)
-        return jax.tree.map(lambda x: x / self.parts, total)
+        return *jax.tree.map(lambda x: x / self.parts, total), []
 
     def step(self, state: State, hyper: Hyper, batch: dict) -> tuple[State, dict]:
         """One update on a batch, or what self.failure makes of one that fails; a trial that diverges keeps its last state from then on."""

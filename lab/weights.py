@@ -13,9 +13,9 @@ from lab import axes, cost, find, parametrization, record, study
 from lab import population as populations
 from lab.checkpoint import Checkpoints
 from lab.data.loader import open_source
-from lab.errors import UserError, unknown
+from lab.errors import UserError
 from lab.files import sha256
-from lab.formats import rules, tensors
+from lab.formats import chosen, rules, tensors
 from lab.train import Program
 
 CARD = "parametrization.json"  # beside config.json: what a published config does not tell
@@ -47,14 +47,8 @@ def import_weights(
     for option, given, package in (("--objective", objective, "lab.objectives"), ("--data", data, "lab.data")):
         if given and "name" not in given:
             raise UserError(f"{option} names none; expected name=..., of: {', '.join(find.names(package))}")
-    name = form or _by_class(theirs, source)
-    format = _format(name)
-    try:
-        sections = format.config(theirs)
-    except KeyError as e:
-        raise UserError(f"file {str(source / 'config.json')!r} has no key {e.args[0]!r}, which the format {name!r} needs") from None
-    except TypeError as e:
-        raise UserError(f"file {str(source / 'config.json')!r} has a value of the wrong type ({e})") from None
+    name = form or chosen.by_class(theirs, source)
+    format, sections = chosen.named(name), chosen.sections(name, theirs, source)
     if (source / CARD).exists():
         card = record.read_json(source / CARD)
         sections |= {k: card[k] for k in KEPT if k in card}
@@ -67,7 +61,7 @@ def import_weights(
     config = {**json.loads(json.dumps(study.DEFAULTS)), **sections, "data": data or {"name": study.IMPORTED}}
     config["run"]["data_dir"] = data_dir
     program = populations.build(config, dims)
-    files = tensors.Tensors(source)
+    files = tensors.Tensors(source, getattr(format, "older", {}))
     arrays, extra = rules.apply(format.rules(_complete(config, dims, program)), files, program.model, program.dims, allow_extra)
     trial = hashlib.sha256("".join(map(sha256, files.files)).encode()).hexdigest()[:12]
     origin = f"weights of {source.resolve().name!r} in the format {name!r}"
@@ -110,7 +104,7 @@ def export_weights(folder: Path, to: Path, trial: str = "", form: str = "") -> l
     found = study.restored(folder, trial)
     point = about["trials"][found.about["trial"]]["point"]
     name = form or _by_model(found.config["model"]["name"])
-    format, config = _format(name), _complete(found.config, dims, found.program)
+    format, config = chosen.named(name), _complete(found.config, dims, found.program)
     arrays = {n: np.asarray(w.get_value()) for n, w in axes.weights(found.weights).items()}
     try:
         theirs = format.theirs(config)
@@ -128,8 +122,7 @@ def card(config: dict, program: Program) -> dict[str, Any]:
     """The parametrization card: rule, base, objective, and of every weight its arrow, role, shape and scales."""
     table = parametrization.table(**config["parametrization"])
     rows = cost.card(program.model)
-    for row, w in zip(rows, axes.weights(program.model).values(), strict=True):
-        scales = table(w.arrow)
+    for row, w, scales in zip(rows, axes.weights(program.model).values(), axes.scales(program.model, table), strict=True):
         row |= {"init_std": w.arrow.std * scales.init, **scales._asdict()}
     return {**{k: config[k] for k in KEPT}, "model": config["model"], "weights": rows}
 
@@ -144,32 +137,9 @@ def _at(config: dict, point: dict[str, Any]) -> dict:
     return out
 
 
-def _format(name: str) -> Any:
-    found = find.module("lab.formats", name)
-    if not hasattr(found, "Format"):
-        raise unknown("format", name, find.names("lab.formats"))
-    return found.Format
-
-
-def _by_class(theirs: dict, source: Path) -> str:
-    """The format that reads what config.json says it is."""
-    given = [theirs["_class_name"]] if "_class_name" in theirs else theirs.get("architectures") or []
-    names = find.names("lab.formats")
-    if not given:
-        raise UserError(
-            f"file {str(source / 'config.json')!r} names no class (_class_name or architectures); --format tells: {', '.join(names)}"
-        )
-    known = {c for n in names for c in _format(n).classes}
-    found = [n for n in names if known.intersection(given, _format(n).classes)]
-    if not found:
-        raise unknown(f"class of {str(source / 'config.json')!r}", given[0], known)
-    # where none fits, the first one tells what it expected
-    return next((n for n in found if all(theirs.get(k) == v for k, v in getattr(_format(n), "only", {}).items())), found[0])
-
-
 def _by_model(model: str) -> str:
     """The one published format of a model of the lab; the lab's own where there is none."""
-    names = [n for n in find.names("lab.formats") if _format(n).model == find.stem(model)]
+    names = [n for n in find.names("lab.formats") if chosen.named(n).model == find.stem(model)]
     if len(names) > 1:
         raise UserError(f"model {model!r} has several formats; --format chooses one of: {', '.join(names)}")
     return names[0] if names else NATIVE

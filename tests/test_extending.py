@@ -72,3 +72,40 @@ def test_a_wrong_mixer_is_one_line(here, capsys, key, value, said):
     *stages, error = capsys.readouterr().err.splitlines()
     assert said in error
     assert stages == ["mine: opening data"]
+
+
+TOKENIZER = '''"""Does a tokenizer of one's own learn stripes?"""
+import sys
+sys.path.insert(0, "")
+from mine import get_config as other
+
+def get_config():
+    c = other()
+    c.model = dict(name="./binary.py", width=32, patch=2, code=6)
+    c.objective = dict(name="reconstruct", weight=0.1)
+    c.sample = dict(n=4)
+    c.judge = dict(names=("rate",), n=16)
+    return c
+'''
+
+
+def test_a_tokenizer_of_ones_own_trains_encodes_and_its_state_moves(here, capsys):
+    from lab import coded, study
+    from lab.data.loader import open_source
+
+    (here / "tok.py").write_text(TOKENIZER)
+    assert cli.main(["run", "tok.py"]) == 0
+    rows = [r for r in record.table("runs/tok").to_pylist() if r["eval_ema"] is not None]
+    assert rows[-1]["eval_loss"] < 0.6 * rows[0]["eval_loss"]
+    assert rows[-1]["rate_bits"] == 16 * 6
+    assert cli.main(["audit", "tok.py"]) == 0
+    assert "every arrow is true" in capsys.readouterr().out
+    means = study.restored(Path("runs/tok")).weights.means.get_value()
+    assert float(abs(means).max()) > 1e-3
+    given = ["./stripes.py", "examples=64", "--with", "runs/tok", "--to", "set", "--eval-examples", "32"]
+    assert cli.main(["data", "encode", *given]) == 0
+    section = dict(name="encoded", path="set")
+    source, real = open_source(section, "train", "data"), open_source(dict(name="./stripes.py", examples=64), "train", "data")
+    tokenizer = coded.of(section, source.info, "data")
+    error = [((tokenizer.pictures({"tokens": source[i]["tokens"]}) - real[i]["image"] / 127.5 + 1) ** 2).mean() for i in range(8)]
+    assert sum(error) / 8 < 0.4  # stripes vary by 0.5

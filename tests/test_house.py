@@ -25,6 +25,8 @@ FLOORS = {
     "lab.audit": 8,
     "lab.check": 8.5,  # looks at arrows by audit
     "lab.launch": 8.6,  # plans studies and asks records what is left
+    "lab.encoding": 8.1,  # exports a tokenizer's weights into the set that it makes
+    "lab.coded": 6.1,  # describes tokenizers as population does models
     "lab.weights": 8,  # reads and writes studies
     "lab.target": 7.7,  # the big run's experiment, from what transfer tells
     "lab.batch": 7.6,  # words of the critical batch, as transfer's of verdicts
@@ -56,7 +58,7 @@ FLOORS = {
     "lab.objectives": 3,
     "lab.optimizers": 3,
     "lab.transforms": 3,
-    "lab.tokenizers": 3,
+    "lab.tokenizers": 3.5,  # made of blocks of models
     "lab.layers": 2,
     "lab.cost": 2,
     "lab.branches": 2.7,  # walks as probe does
@@ -296,9 +298,12 @@ def build(config):
         if "tokens" in config["data"].get("extras", ()):
             item["tokens"] = np.zeros(side * side, np.int32)
             dims |= {"side": side, "tokens": side * side, "vocabulary": config["data"]["levels"]}
-    elif config["data"].get("shapes"):
-        dims, shapes = declared(config["data"])
+    elif (around := config["data"].get("source", config["data"])).get("shapes"):
+        dims, shapes = declared(around)
         item = {k: np.zeros(shape, dtype) for k, (shape, dtype) in shapes.items()}
+        if config["data"]["name"] == "text":  # as many words as it may have
+            dims |= {"words": config["data"]["words"], "length": config["data"]["length"]}
+            item["text"] = np.zeros(dims["length"], np.int32)
     else:
         source = open_source(dict(config["data"]), "eval", "")
         item, dims = source[0], source.dims

@@ -60,13 +60,15 @@ def write(
     shard_examples: int = 8192,
     devices: int = 0,
     examples: int = 0,
+    more: dict | None = None,
 ) -> Path:
     """Write the first `examples` (0: all) of a source as a split of an encoded set, or go on with it; returns the folder.
 
     `function` maps a batch {name: array [batch, ...], caption: list} to arrays [batch, ...], of which 'image' or 'tokens' is what a model
     sees, and 'text' [batch, length, features] what it reads; features that are all zero are no word. It runs on `devices` devices (0: all)
     where jax can trace it; then it gets no captions. A reader multiplies images by `scale` after taking off `shift`. `palette`
-    [vocabulary, channels] holds the colour, 0 to 255, of every token, where tokens are pixels.
+    [vocabulary, channels] holds the colour, 0 to 255, of every token, where tokens are pixels. `more`
+    is told of what made the set in its card, and is part of what it is.
     """
     for key, value, least in (
         ("batch", batch, 1),
@@ -88,6 +90,7 @@ def write(
             **{"encoder": name or called, "function": called, "function_digest": function_digest(function)},
             **{"source": {k: source.info[k] for k in ("fingerprint", "origin")}, "scale": scale, "shift": shift, "vocabulary": vocabulary},
             **{"fields": fields, "captions": "caption" in first, "batch": batch, "shard_examples": shard_examples, "examples": n},
+            **(more or {}),
             **({} if palette is None else {"palette": checked_palette(palette, vocabulary, fields)}),
         }
         about = {"class_names": list(source.info["class_names"]), "device": jax.devices()[0].device_kind, "devices": run.devices}
@@ -108,6 +111,7 @@ def _begin(folder: Path, card: dict) -> dict:
         return card
     try:
         old = json.loads(found.read_text())
+        card["made"] = json.loads(json.dumps(card["made"]))  # as a card says it: a tuple is a list
         differ = [k for k in card["made"] if old["made"].get(k) != card["made"][k]]
         kept = [s and (folder / s["name"]).is_file() and sha256(folder / s["name"]) == s["sha256"] for s in old["shards"]]
     except (OSError, ValueError, KeyError, TypeError) as e:

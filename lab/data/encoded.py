@@ -24,7 +24,8 @@ from lab.files import sha256
 SPLITS = ("train", "eval")
 
 
-def _root(data_dir: str, path: str) -> Path:
+def located(data_dir: str, path: str) -> Path:
+    """The folder of the set in `path`, absolute or within data_dir; UserError where there is none."""
     root = Path(data_dir) / Path(path).expanduser()
     if not any((root / s / CARD).is_file() for s in SPLITS):
         have = [p.parent.parent.name for p in root.parent.glob(f"*/*/{CARD}")]
@@ -48,6 +49,12 @@ def _card(folder: Path) -> dict:
     if not card["complete"]:
         raise UserError(f"encoded set {str(folder)!r} is not finished; run the same `lab data encode` again, it goes on from there")
     return card
+
+
+def made(data_dir: str, path: str) -> dict:
+    """What made a set, as the card of its first split tells it."""
+    root = located(data_dir, path)
+    return _card(next(root / s for s in SPLITS if (root / s / CARD).is_file()))["made"]
 
 
 def _dims(shapes: dict[str, Sequence[int]], classes: int, vocabulary: int | None) -> dict[str, int]:
@@ -106,7 +113,7 @@ class Source:
             raise unknown("split", split, SPLITS)
         if type(skip_damaged) is not bool:
             raise UserError(f"config key data.skip_damaged={skip_damaged!r} must be True or False")
-        root = _root(data_dir, path)
+        root = located(data_dir, path)
         card = _card(root / split)
         self._made, self._shards = card["made"], open_shards(root / split, card)
         self._starts = [s.first for s in self._shards]
@@ -144,7 +151,7 @@ class Source:
             **{"examples": len(self), "fingerprint": fingerprint, "origin": f"{made['encoder']} of {made['source']['origin']}"},
             **{"best_loss": None, "encoder": made["encoder"], "scale": made["scale"], "shift": made["shift"]},
             **{"moments": card["moments"].get(seen[0]), "skipped": len(lost)},
-            **({"palette": made["palette"]} if "palette" in made else {}),
+            **{k: made[k] for k in ("palette", "tokenizer") if k in made},
         }
 
     def __len__(self) -> int:
@@ -184,7 +191,7 @@ def verify(data_dir: str, path: str, skip_damaged: bool = False) -> str:
 
     With `skip_damaged`, what would be left out is told instead.
     """
-    root, told = _root(data_dir, path), []
+    root, told = located(data_dir, path), []
     for split in SPLITS:
         card = _card(root / split)
         lost, wrong = [], []

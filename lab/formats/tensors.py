@@ -14,27 +14,31 @@ from lab.record import read_json
 
 
 class Tensors(Mapping[str, np.ndarray]):
-    """The tensors of a folder by name, each read when it is asked for.
+    """The tensors of a folder by name, each read when it is asked for; `older` parts of names are read as the newer ones.
 
     Raises:
       UserError: no file, a shard that the index names and the folder lacks, a damaged file, or a tensor that lies in two files.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, older: Mapping[str, str] | None = None):
         self.files = _files(Path(folder))
-        self._open, self._where = {}, {}
+        self._open, self._where, self._called = {}, {}, {}
         for file in self.files:
             try:
                 self._open[file] = safe_open(file, framework="np")
             except (SafetensorError, OSError) as e:
                 raise UserError(f"file {str(file)!r} is damaged or no safetensors file ({str(e).splitlines()[0]})") from None
-            for name in self._open[file].keys():  # noqa: SIM118  (no dict)
+            for called in self._open[file].keys():  # noqa: SIM118  (no dict)
+                name = called
+                for old, new in (older or {}).items():
+                    name = name.replace(old, new)
+                self._called[name] = called
                 if name in self._where:
                     raise UserError(f"tensor {name!r} lies in {self._where[name].name!r} and in {file.name!r}; keep one of the files")
                 self._where[name] = file
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._open[self._where[name]].get_tensor(name)
+        return self._open[self._where[name]].get_tensor(self._called[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)

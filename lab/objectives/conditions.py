@@ -15,6 +15,11 @@ def known(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {k: batch[k] for k in NULL if k in batch}
 
 
+def given(objective: object, item: dict) -> dict:
+    """What an objective's samples are drawn by, of one example: its conditions, and its picture as `original` where samples restore one."""
+    return known(item) | ({"original": item["image"]} if getattr(objective, "restores", False) else {})
+
+
 def hidden(given: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """The conditions of `given`, each one hidden."""
     return {k: jnp.full_like(v, NULL[k]) for k, v in known(given).items()}

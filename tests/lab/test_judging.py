@@ -15,6 +15,8 @@ from lab.judging import Judging
 class Painter:
     """Draws what it is told, and counts how often."""
 
+    objective = None
+
     def __init__(self):
         self.drawn = 0
 
