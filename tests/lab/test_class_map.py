@@ -77,6 +77,26 @@ def pooled(reads):
     return under("pooled.up", linear(reads)) | under("pooled.out", linear("hidden"))
 
 
+def nextdit(source, gain):
+    """Next-DiT; `source` is the role of what reads words, `gain` that of what scales their features."""
+    looks = dict.fromkeys(("query", "key_value", "out"), "hidden") | {"words": source, "gate": "vector"} | LOGITS
+    looks |= dict.fromkeys(f"{side}_norm.{w}" for side in ("query", "key") for w in ("gains", "biases"))
+    block = {
+        "modulation": "hidden",
+        "up": "hidden",
+        "down": "hidden",
+        "modulation_bias": "vector",
+        "gains": "vector",
+        "closer": "vector",
+        "mlp_closer": "vector",
+    }
+    block |= {"word_gain": gain} | under("attention", {n: role or "vector" for n, role in looks.items()})
+    condition = (
+        under("up", linear("sinusoid")) | under("out", linear("hidden")) | {"gain": gain, "bias": gain} | under("text", linear(source))
+    )
+    return PATCHES | HEAD | under("condition", condition) | under("blocks", block) | under("modulation", linear("hidden"))
+
+
 CAUSAL = under("attention", dict.fromkeys(("query", "key_value", "out"), "hidden"), GAIN, LOGITS)
 CAUSAL |= {"mlp.up": "hidden", "mlp.down": "hidden", "gains": "vector"}
 DECODER = {"table": "look-up", "gain": "vector", "readout": "output"} | under("blocks", CAUSAL)
@@ -102,6 +122,10 @@ MAPS = {
         "words": (ENCODED | {"single": 0}, SAID, MMDIT | under("last", LAST) | under("words", WORDS) | pooled("hidden")),
         "features": ({}, FROZEN, MMDIT | SINGLE | under("words", linear("frozen")) | pooled("frozen")),
         "pooled": ({}, FROZEN | {"pooled_features": 7}, MMDIT | SINGLE | under("words", linear("frozen")) | pooled("frozen")),
+    },
+    "nextdit": {
+        "words": (ENCODED, SAID, nextdit("hidden", "vector") | under("words", WORDS)),
+        "features": ({}, FROZEN, nextdit("frozen", "finite")),
     },
     "decoder": {
         "label": ({"kv_group": 2}, {}, DECODER | under("label", LABEL)),

@@ -18,6 +18,7 @@ MODELS = {
     "uvit": ({**TRUNK, **IMAGE, "depth": 3, "classes": 4}, dict(qk_norm=False, time_mlp=True, final_conv=True)),
     "mmdit": ({**TRUNK, **IMAGE, **TEXT, "single": 2}, dict(qk_norm=True, zero_gates=True, positions="rope")),
     "pixart": ({**TRUNK, **IMAGE, **TEXT}, dict(qk_norm=True, zero_gates=True)),
+    "nextdit": ({**TRUNK, **IMAGE, **TEXT, "kv_group": 2}, dict(qk_norm=True, zero_gates=True)),
     "decoder": ({**TRUNK, **TOKENS, "kv_group": 2}, dict(qk_norm=True, rope="line")),
     "masked": ({**TRUNK, **TOKENS}, dict(qk_norm=True)),
     "meissonic": ({**TRUNK, **TEXT, "single": 1, "side": 8, "vocabulary": 64, "compress": 2}, dict(qk_norm=True, zero_gates=True)),
