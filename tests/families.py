@@ -23,6 +23,11 @@ FAMILIES = {
     "mmdit": ({**TRUNK, "patch": 4, "text_depth": 0, "single": 1, **CALM}, FLOW, {**PICTURES, **TEXT}),
     "nextdit": ({**TRUNK, "patch": 4, "text_depth": 0, "kv_group": 2, **CALM}, FLOW, {**PICTURES, **TEXT}),
     "decoder": ({**TRUNK, "qk_norm": True, "rope": "grid"}, {"name": "next_token", "label_drop": 0.1}, {**TOKENS, "classes": 4}),
+    "encoder_decoder": (
+        {**TRUNK, "qk_norm": True, "positions": "grid"},
+        {"name": "next_token", "label_drop": 0.1},
+        {**TOKENS, **TEXT, "classes": 4},
+    ),
     "masked": ({**TRUNK, "qk_norm": True}, UNMASK, {**TOKENS, "classes": 4}),
     "meissonic": ({**TRUNK, "depth": 1, "single": 1, "compress": 2, "text_depth": 1, **CALM}, UNMASK, {**TOKENS, **TEXT}),
 }

@@ -100,6 +100,11 @@ def nextdit(source, gain):
 CAUSAL = under("attention", dict.fromkeys(("query", "key_value", "out"), "hidden"), GAIN, LOGITS)
 CAUSAL |= {"mlp.up": "hidden", "mlp.down": "hidden", "gains": "vector"}
 DECODER = {"table": "look-up", "gain": "vector", "readout": "output"} | under("blocks", CAUSAL)
+READS = dict.fromkeys(("query", "key_value", "out"), "hidden") | GAIN | LOGITS
+HALF = {"gains": "vector", "mlp.up": "hidden", "mlp.down": "hidden"}
+PARTI = {"start": "look-up", "table": "look-up", "gain": "vector", "readout": "output"} | under("encoder", {"gain": "vector"})
+PARTI |= under("encoder.blocks", HALF, under("attention", READS)) | under("blocks", CAUSAL, HALF, under("cross", READS))
+RANGES = under("bias", {"table": "vector"}) | under("encoder.bias", {"table": "vector"})  # they start at zero
 MASKED = {"table": "look-up", "positions": "look-up"} | under("blocks", BLOCK) | under("transform", linear("hidden")) | HEAD
 MEISSONIC = TWO_STREAMS | SINGLE | pooled("hidden") | {"table": "look-up"}
 MEISSONIC |= {"down": "hidden", "down_bias": "vector", "up": "hidden", "up_bias": "vector"}
@@ -131,6 +136,11 @@ MAPS = {
         "label": ({"kv_group": 2}, {}, DECODER | under("label", LABEL)),
         "words": (ENCODED, SAID, DECODER | under("text", WORDS)),
         "features": ({}, FROZEN, DECODER | under("text", FEATURES)),
+    },
+    "encoder_decoder": {
+        "words": ({"kv_group": 2}, SAID, PARTI | under("encoder", {"table": "look-up"})),
+        "relative": ({"positions": "relative"}, SAID, PARTI | RANGES | under("encoder", {"table": "look-up"})),
+        "features": ({}, FROZEN, PARTI | under("encoder.features", linear("frozen"))),
     },
     "masked": {
         "label": ({}, {}, MASKED | under("label", LABEL)),

@@ -20,6 +20,10 @@ MODELS = {
     "pixart": ({**TRUNK, **IMAGE, **TEXT}, dict(qk_norm=True, zero_gates=True)),
     "nextdit": ({**TRUNK, **IMAGE, **TEXT, "kv_group": 2}, dict(qk_norm=True, zero_gates=True)),
     "decoder": ({**TRUNK, **TOKENS, "kv_group": 2}, dict(qk_norm=True, rope="line")),
+    "encoder_decoder": (
+        {**TRUNK, **TEXT, "text_width": 64, "vocabulary": 64, "tokens": 16, "kv_group": 2},
+        dict(qk_norm=True, positions="line"),
+    ),
     "masked": ({**TRUNK, **TOKENS}, dict(qk_norm=True)),
     "meissonic": ({**TRUNK, **TEXT, "single": 1, "side": 8, "vocabulary": 64, "compress": 2}, dict(qk_norm=True, zero_gates=True)),
 }
