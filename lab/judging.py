@@ -44,14 +44,17 @@ class Painter:
     def samples(self, params: Any, cond: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What is drawn, [trials, n, ...], for conditions [n, ...], and under 'image' its pictures: floats as a model sees them.
 
-        Pictures are cut to [-1, 1] where the source has bytes (`clip`).
+        A sampler that draws several things gives a dict of them, of which all are kept. Pictures are cut to [-1, 1] where the source has bytes (`clip`).
         """
         n = len(next(iter(cond.values())))
         size = min(n, CHUNK)
         padded = {k: np.resize(v, (-(-n // size) * size, *v.shape[1:])).reshape(-1, size, *v.shape[1:]) for k, v in cond.items()}
         keys = jax.random.split(jax.random.key(KEY), -(-n // size))
         chunks = [jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), padded) for i in range(len(keys))]
-        drawn = np.concatenate([np.asarray(self._draw(params, k, c)) for k, c in zip(keys, chunks, strict=True)], 1)[:, :n]
+        parts = [jax.device_get(self._draw(params, k, c)) for k, c in zip(keys, chunks, strict=True)]
+        drawn = jax.tree.map(lambda *x: np.concatenate(x, 1)[:, :n], *parts)
+        if isinstance(drawn, dict):
+            return drawn | ({"image": np.clip(drawn["image"], -1.0, 1.0)} if self._clip and "image" in drawn else {})
         if self._objective.makes != "image":
             out = {self._objective.makes: drawn}
             return out if self._palette is None else out | {"image": np.asarray(self._palette, np.float32)[drawn] / 127.5 - 1.0}

@@ -16,6 +16,7 @@ TOKENS = dict(vocabulary=64, tokens=16, classes=4)
 MODELS = {
     "dit": ({**TRUNK, **IMAGE, "classes": 4}, dict(qk_norm=True, zero_gates=True)),
     "uvit": ({**TRUNK, **IMAGE, "depth": 3, "classes": 4}, dict(qk_norm=False, time_mlp=True, final_conv=True)),
+    "unidiffuser": ({**TRUNK, **IMAGE, "depth": 3, "length": 8, "text_channels": 8}, dict(qk_norm=False)),
     "mmdit": ({**TRUNK, **IMAGE, **TEXT, "single": 2}, dict(qk_norm=True, zero_gates=True, positions="rope")),
     "pixart": ({**TRUNK, **IMAGE, **TEXT}, dict(qk_norm=True, zero_gates=True)),
     "nextdit": ({**TRUNK, **IMAGE, **TEXT, "kv_group": 2}, dict(qk_norm=True, zero_gates=True)),
@@ -74,5 +75,5 @@ def test_no_rule_of_a_ready_set_misses_a_weight_of_a_model_whose_sizes_are_power
     for sharding, (shape, *_) in SETS.items():
         mesh = SimpleNamespace(shape=shape, axis_names=tuple(shape))
         told = place.missed(names, shapes, mesh, place.rules(sharding, mesh))
-        # U-ViT counts its time and condition among the tokens, which no power of two divides
-        assert [m.dim for m in told] == ["tokens"] * (name == "uvit" and sharding == "sequence"), told
+        # U-ViT counts its times and condition among the tokens, which no power of two divides
+        assert [m.dim for m in told] == ["tokens"] * (name in ("uvit", "unidiffuser") and sharding == "sequence"), told
