@@ -1,7 +1,7 @@
 """Does the best learning rate of an encoder-decoder stay put as both halves grow 8x wider?
 
-Scenes of one object at 8 pixels, a token a pixel, after their captions; 4 widths, 6 learning rates under muP with three seeds and 7 under the standard parametrization with one. About
-10 minutes on 2 cores: `./launch.sh run experiments/encoder_decoder_transfer.py`.
+Scenes of one object at 8 pixels, a token a pixel, after their captions; 4 widths, 6 learning rates under muP with three seeds and 7 under the standard parametrization with one. Not trained yet:
+`./launch.sh run experiments/encoder_decoder_transfer.py`.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """Does the best learning rate of a UniDiffuser, which draws images and captions together, stay put as it grows 8x wider?
 
-Scenes of one object at 16 pixels with captions; 4 widths, 6 learning rates under muP with three seeds and 7 under the standard parametrization with one. About 6 minutes on 2
-cores: `./launch.sh run experiments/unidiffuser_transfer.py`.
+Scenes of one object at 16 pixels with captions; 4 widths, 6 learning rates under muP with three seeds and 7 under the standard parametrization with one. Not trained yet:
+`./launch.sh run experiments/unidiffuser_transfer.py`.
 """
 
 from ml_collections import ConfigDict
