@@ -245,7 +245,8 @@ def draw(key: jax.Array, tree: Any, scales: list[Scales], apart: bool = False) -
     """Numbers for a described tree: the only randomness of a model and its only init.
 
     One flat normal draw serves all weights (it compiles in the time of one). Layout: leaf order of the tree, so arms that
-    share a seed share every underlying normal number and differ by their scales alone. `apart` draws the very same numbers weight
+    share a seed share every underlying normal number and differ by their scales alone. A constant is as it is said, but for one that
+    closes a branch, as the gain of a norm after it does: that has the depth's factor. `apart` draws the very same numbers weight
     by weight, which takes longer to compile and no device the room for all of them.
     """
     leaves, treedef = jax.tree.flatten(tree, is_leaf=is_weight)
@@ -260,7 +261,7 @@ def draw(key: jax.Array, tree: Any, scales: list[Scales], apart: bool = False) -
             normal = _normal(key, start, shape) if apart else flat[start : start + n].reshape(shape)
             x = normal * (w.arrow.std * s.init) + w.arrow.fill
         else:
-            x = jnp.full(shape, w.arrow.fill)
+            x = jnp.full(shape, w.arrow.fill * (s.init if w.arrow.closes else 1.0))
         drawn.append(w.replace(x.astype(jnp.float32)))
         start += n
     return jax.tree.unflatten(treedef, drawn)

@@ -55,9 +55,8 @@ class Painter:
     def samples(self, params: Any, cond: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What is drawn, [trials, n, ...], for conditions [n, ...], and under 'image' its pictures: floats as a model sees them.
 
-        Samplers that give several arrays by name draw pictures.
-
-        Pictures are cut to [-1, 1] where the source has bytes (`clip`).
+        A sampler that draws several things gives a dict of them, of which all are kept. Pictures are cut to [-1, 1] where the source has
+        bytes (`clip`).
         """
         n = len(next(iter(cond.values())))
         size = min(n, CHUNK)
@@ -67,7 +66,7 @@ class Painter:
         parts = [jax.device_get(self._draw(params, k, c)) for k, c in zip(keys, chunks, strict=True)]
         drawn = jax.tree.map(lambda *x: np.concatenate(x, 1)[:, :n], *parts)
         if isinstance(drawn, dict):
-            return drawn | {"image": np.clip(drawn["image"], -1.0, 1.0) if self._clip else drawn["image"]}
+            return drawn | ({"image": np.clip(drawn["image"], -1.0, 1.0)} if self._clip and "image" in drawn else {})
         if self._decode is not None:
             made = self.objective.makes
             return {"latents" if made == "image" else made: drawn, "image": self._decode({made: drawn})}

@@ -58,6 +58,11 @@ def _scales(arrow: ArrowLike, init: float, step: float, grad: float) -> Scales:
     return Scales(init, 0.0 if arrow.fixed else step, grad, 1.0 if arrow.is_matrix and not arrow.fixed else 0.0)
 
 
+def _narrowing(arrow: ArrowLike) -> float:
+    """min(1, (r_out/r_in)^1/2), which bounds the spectral norm of what narrows; 1 for a constant, which is no random matrix."""
+    return min(1.0, (arrow.r_out / arrow.r_in) ** 0.5) if arrow.is_matrix or arrow.std else 1.0
+
+
 def standard(arrow: ArrowLike, alpha: float = 1.0) -> Scales:
     """The standard parametrization: init std 1/sqrt(fan-in), one learning rate of any optimizer for every weight. Equal to muP at the base.
 
@@ -136,7 +141,7 @@ def mup(arrow: ArrowLike, alpha: float = 1.0) -> Scales:
     Depth, inside a residual stack of depth ratio L: gradient L^-alpha and step L^(alpha-1); for the weight that closes a
     branch init L^-alpha and step 1/L instead.
     """
-    init = arrow.r_in**-0.5 * min(1.0, (arrow.r_out / arrow.r_in) ** 0.5)
+    init = arrow.r_in**-0.5 * _narrowing(arrow)
     step, grad = 1.0 / arrow.r_in, 1.0 / (arrow.r_out * arrow.r_index)
     if arrow.inside and arrow.closes:
         init, step = init * arrow.depth**-alpha, step / arrow.depth
@@ -180,7 +185,8 @@ def spectral(arrow: ArrowLike, alpha: float = 1.0) -> Scales:
     nearly of rank one, with norm (fan-in fan-out)^1/2. A look-up counts as of fan-in 1.
     """
     norm = (arrow.r_out / arrow.r_in) ** 0.5
-    init, step = norm / max(arrow.r_in, arrow.r_out) ** 0.5, norm / (arrow.r_in * arrow.r_out) ** 0.5
+    step = norm / (arrow.r_in * arrow.r_out) ** 0.5
+    init = norm / max(arrow.r_in, arrow.r_out) ** 0.5 if arrow.is_matrix or arrow.std else 1.0
     return _scales(arrow, init, step, 1.0 / (arrow.r_out * arrow.r_index))
 
 

@@ -145,6 +145,8 @@ class _Walk:
         elif kind in USES:
             name = _note(stats, name, self.measure(ys[0], with_change()))
             return None, name if kind not in ("mul", "div") else None
+        elif kind == "tanh":  # a gate is no other function of its weight here, and a change of it is no function of the change
+            _note(stats, name, self.measure(ys[0], ys[0] - e.primitive.bind(xs[0] - change, **e.params)))
         return None, None
 
 

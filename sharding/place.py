@@ -14,7 +14,7 @@ Rules = dict[str, tuple[str, ...]]  # dim name -> the mesh axes that it is divid
 DIVIDES = {
     "trials": ("trials",),
     "data": ("batch",),
-    "fsdp": ("batch", "embed"),
+    "fsdp": ("batch", "embed", "condition", "text_embed"),
     "sequence": ("tokens",),
     "expert": ("experts",),
     "tensor": ("heads", "kv_heads", "mlp", "time", "vocabulary"),

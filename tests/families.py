@@ -9,6 +9,7 @@ PICTURES = {"image": 16, "channels": 1, "classes": 4}
 TOKENS = {"side": SIDE, "tokens": SIDE * SIDE, "vocabulary": VOCABULARY}
 TEXT = {"words": WORDS, "length": LENGTH}
 FLOW = {"name": "flow", "time": "logit_normal", "label_drop": 0.1}
+JOINT = {"name": "joint", "time": "uniform", "words": WORDS, "text_channels": 4}
 UNMASK = {"name": "unmask", "schedule": "cosine", "weighting": "plain", "label_drop": 0.1}
 # queries and keys are normalised, as the bias of plain keys has no gradient, which Adam turns into steps of rounding; no gate is zero,
 # as blocks behind zero gates learn from the third step on
@@ -21,7 +22,14 @@ FAMILIES = {
     "uvit": ({**TRUNK, "patch": 4, "depth": 3, "qk_norm": True, "time_mlp": True, "final_conv": True}, FLOW, PICTURES),
     "pixart": ({**TRUNK, "patch": 4, "text_depth": 0, **CALM}, FLOW, {**PICTURES, **TEXT}),
     "mmdit": ({**TRUNK, "patch": 4, "text_depth": 0, "single": 1, **CALM}, FLOW, {**PICTURES, **TEXT}),
+    "nextdit": ({**TRUNK, "patch": 4, "text_depth": 0, "kv_group": 2, **CALM}, FLOW, {**PICTURES, **TEXT}),
     "decoder": ({**TRUNK, "qk_norm": True, "rope": "grid"}, {"name": "next_token", "label_drop": 0.1}, {**TOKENS, "classes": 4}),
+    "unidiffuser": ({**TRUNK, "patch": 4, "depth": 3, "qk_norm": True}, JOINT, {**PICTURES, **TEXT}),
+    "encoder_decoder": (
+        {**TRUNK, "qk_norm": True, "positions": "grid"},
+        {"name": "next_token", "label_drop": 0.1},
+        {**TOKENS, **TEXT, "classes": 4},
+    ),
     "masked": ({**TRUNK, "qk_norm": True}, UNMASK, {**TOKENS, "classes": 4}),
     "meissonic": ({**TRUNK, "depth": 1, "single": 1, "compress": 2, "text_depth": 1, **CALM}, UNMASK, {**TOKENS, **TEXT}),
 }

@@ -1,6 +1,5 @@
 """The encoder of T5, its 1.1 and Flan forms (Raffel et al., arXiv 1910.10683), as transformers publishes it."""
 
-import math
 from typing import Any
 
 import jax
@@ -9,25 +8,13 @@ import numpy as np
 
 from lab.encoders._frozen import Frozen, Kept, linear
 from lab.errors import unknown
+from lab.layers import relative
 from lab.layers.attention import rms_norm
 
 ACTIVATIONS = {
     "relu": (("wi",), jax.nn.relu),
     "gated-gelu": (("wi_0", "wi_1"), lambda gate, up: jax.nn.gelu(gate, approximate=True) * up),
 }
-
-
-def buckets(length: int, count: int, distance: int) -> np.ndarray:
-    """int32 [length, length]: the bucket of the way from a query (row) to a key (column); half of them for keys that come after.
-
-    Of each half one part is a step each, the other grows by a constant factor up to `distance` (section 2.1).
-    """
-    way = np.arange(length)[None] - np.arange(length)[:, None]
-    half, far = count // 2, np.abs(way)
-    exact = half // 2
-    # in float32, as theirs: of a whole power of the factor the logarithm must fall on the same side
-    grown = np.log(np.maximum(far, 1).astype(np.float32) / exact) / np.float32(math.log(distance / exact)) * (half - exact)
-    return (np.where(far < exact, far, np.minimum(exact + grown.astype(np.int32), half - 1)) + half * (way > 0)).astype(np.int32)
 
 
 class Encoder(Frozen):
@@ -69,7 +56,9 @@ class Encoder(Frozen):
     def encode(self, w: Any, ids: jax.Array, seen: jax.Array) -> dict[str, jax.Array]:
         """Every word reads every word."""
         s, activation = self.sizes, ACTIVATIONS[self.sizes["activation"]][1]
-        ways = jnp.moveaxis(w["ways"][buckets(ids.shape[1], s["buckets"], s["distance"])], 2, 0)[None]
+        at = np.arange(ids.shape[1])
+        far = np.clip(at[None] - at[:, None], -s["distance"], s["distance"])  # of a key (column) behind a query (row)
+        ways = jnp.moveaxis(w["ways"][relative.buckets(True, s["buckets"], s["distance"])[far + s["distance"]]], 2, 0)[None]
 
         def block(x, b):
             y = rms_norm(x, s["epsilon"]) * b["norms"][0]

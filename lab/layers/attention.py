@@ -21,19 +21,24 @@ def normalised(gain: Weight | None, *looks: jax.Array) -> tuple[jax.Array, ...]:
     return looks if gain is None else tuple(rms_norm(y) * g for y, g in zip(looks, gain.get_value(), strict=True))
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None, causal: bool = False) -> jax.Array:
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None, causal: bool = False, bias: jax.Array | None = None
+) -> jax.Array:
     """softmax(q k) v by head, in float32 where shares are made: q [B, T, heads, E], k and v [B, S, groups, E] -> [B, T, heads, E].
 
     `q` comes scaled. With fewer groups than heads, neighbouring heads share keys and values (grouped-query attention, arXiv
     2305.13245). `mask`, which broadcasts to [B, heads, T, S], is True where a query may look; `causal` says that it lets each look at
-    itself and those before it. Where it is compiled for a device with a kernel of its own, that is taken (lab/layers/kernels.py).
+    itself and those before it. `bias`, which broadcasts likewise, is added to the scores. Where it is compiled for a device with a
+    kernel of its own, that is taken (lab/layers/kernels.py), but with a bias.
     """
-    if (kernel := kernels.chosen(q, k, mask is not None, causal)) is not None:
+    if bias is None and (kernel := kernels.chosen(q, k, mask is not None, causal)) is not None:
         return kernel(q, k, v)
     groups = k.shape[2]
     if groups < q.shape[2]:
         k, v = (jnp.repeat(x, q.shape[2] // groups, axis=2) for x in (k, v))
     scores = jnp.einsum("bthe,bshe->bhts", q, k).astype(jnp.float32)
+    if bias is not None:
+        scores = scores + bias
     if mask is not None:
         scores = jnp.where(mask, scores, -1e30)
     odds = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))

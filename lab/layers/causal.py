@@ -26,16 +26,25 @@ class Attention(nnx.Module):
         self.logits = scale("head_dim ->", dims)
         self.gain = weight("2 | -> head_dim", dims, fill=1.0) if qk_norm else None
 
-    def __call__(self, x: jax.Array, angles: jax.Array, past: Past | None = None, position: jax.Array | int = 0) -> tuple[jax.Array, Past]:
-        """Tokens x stand at `position` and after it, turned by angles [T, head_dim / 2].
+    def __call__(
+        self,
+        x: jax.Array,
+        angles: jax.Array | None,
+        past: Past | None = None,
+        position: jax.Array | int = 0,
+        bias: jax.Array | None = None,
+    ) -> tuple[jax.Array, Past]:
+        """Tokens x stand at `position` and after it, turned by angles [T, head_dim / 2], or told apart by a bias of scores [heads, T, S].
 
         Without a `past` they are all there is (S = T, position 0). With one, of room for S tokens, they are written into it at
         `position`: every call costs the same, wherever it stands.
         """
         q, k, v = (project(x, w, 0.0) for w in (self.query.get_value(), *self.key_value.get_value()))
         q, k = normalised(self.gain, q, k)
-        q, k = rotate(q, angles), rotate(k, angles)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
         if past is not None:
             k, v = (jax.lax.dynamic_update_slice(old, new, (0, position, 0, 0)) for old, new in zip(past, (k, v), strict=True))
         seen = jnp.arange(k.shape[1]) <= position + jnp.arange(x.shape[1])[:, None]
-        return project(attend(q * self.logits.get_value(), k, v, seen, causal=past is None), self.out.get_value(), 0.0, 2), (k, v)
+        y = attend(q * self.logits.get_value(), k, v, seen, causal=past is None, bias=bias)
+        return project(y, self.out.get_value(), 0.0, 2), (k, v)

@@ -19,7 +19,7 @@ def grid(side: int, head_dim: int, period: float = 10_000.0) -> np.ndarray:
 
 
 def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
-    """x [B, T, heads, head_dim] with the pair of features (i, i + head_dim / 2) turned by angles [T, head_dim / 2], in float32."""
+    """x [B, T, heads, head_dim] with the pair of features (i, i + head_dim / 2) turned by angles [T, head_dim / 2] or [B, T, ..], in float32."""
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = jnp.cos(angles)[:, None, :], jnp.sin(angles)[:, None, :]
+    cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)

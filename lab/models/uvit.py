@@ -56,7 +56,36 @@ def half(depth: int) -> int:
     return depth // 2
 
 
-class Model(nnx.Module):
+class LongSkips(nnx.Module):
+    """Blocks in, one in the middle and as many out, of which the k-th from the end takes in what the k-th has made; and a norm."""
+
+    def __init__(self, dims: Dims, qk_norm: bool):
+        self.half = half(dims["layers"])
+        # all blocks stand in one residual stream, so each is told the whole depth, not that of its half
+        self.blocks_in = stack(Block(dims, qk_norm), self.half, dims)
+        self.middle = inside(Block(dims, qk_norm), dims)
+        self.blocks_out = stack(Block(dims, qk_norm), self.half, dims)
+        # a skip's layer maps the stream itself and is in no branch: '->', not '=>', and outside the depth rule. With a fan-in of both
+        # halves it keeps the stream's size at any depth, and weakens what earlier ones wrote, so that their steps do not add up with
+        # depth. Its dim is `skips`, which has no size in `axes`, hence no ratio: 1/depth here would close the skips of deep models
+        self.skips = stack(embed.Linear("skip -> embed", dims), self.half, dims, "skips")
+        self.norm = LayerNorm(dims)
+
+    def run(self, x: jax.Array) -> jax.Array:
+        """Tokens [B, T, embed] -> the same, before the last norm."""
+        x, kept = collect(self.blocks_in, x, lambda block, x: (y := block(x), y), self.half)
+        x = self.middle(x)
+        # the last that was kept is the first to be joined
+        return through((self.skips, self.blocks_out, kept[::-1]), x, self.joined, self.half)
+
+    @staticmethod
+    def joined(part: tuple, x: jax.Array) -> jax.Array:
+        """x after one block of the second half, which first takes in what its partner kept."""
+        skip, block, kept = part
+        return block(skip(jnp.concatenate([x, kept], axis=-1)))
+
+
+class Model(LongSkips):
     """Inputs x [B, side, side, channels], t [B] in [0, 1] and a condition -> [B, side, side, channels * outputs].
 
     The condition is `text`, tokens [B, length] or features [B, length, width], one token a word, where the data has text; else `label`
@@ -82,34 +111,22 @@ class Model(nnx.Module):
         }
 
     def __init__(self, dims: Dims, qk_norm: bool, time_mlp: bool, final_conv: bool):
-        self.patch, self.side, self.patches, self.half = dims["patch_side"], dims["side"], dims["patches"], half(dims["layers"])
+        super().__init__(dims, qk_norm)
+        self.patch, self.side, self.patches = dims["patch_side"], dims["side"], dims["patches"]
         self.asks = "text" if "length" in dims else "label"
         self.takes = ("x", "t", self.asks)
         self.patch_in = embed.Linear("patch -> embed", dims)
         self.time = TimeMLP(dims) if time_mlp else None
         self.condition = text.Encoder(dims) if self.asks == "text" else embed.LabelEmbed(dims)
         self.positions = weight("tokens | -> embed", dims)
-        # all blocks stand in one residual stream, so each is told the whole depth, not that of its half
-        self.blocks_in = stack(Block(dims, qk_norm), self.half, dims)
-        self.middle = inside(Block(dims, qk_norm), dims)
-        self.blocks_out = stack(Block(dims, qk_norm), self.half, dims)
-        # a skip's layer maps the stream itself and is in no branch: '->', not '=>', and outside the depth rule. With a fan-in of both
-        # halves it keeps the stream's size at any depth, and weakens what earlier ones wrote, so that their steps do not add up with
-        # depth. Its dim is `skips`, which has no size in `axes`, hence no ratio: 1/depth here would close the skips of deep models
-        self.skips = stack(embed.Linear("skip -> embed", dims), self.half, dims, "skips")
-        self.norm = LayerNorm(dims)
         self.readout = weight("embed -> patch_out", dims, init=0.0)
         self.readout_bias = weight("-> patch_out", dims, fill=0.0)
         self.conv = Conv(dims) if final_conv else None
 
     def __call__(self, inputs: dict[str, jax.Array], cache: None = None) -> jax.Array:
         need("uvit", self.takes, inputs, cache)
-        x = self.embedded(inputs)
-        x, kept = collect(self.blocks_in, x, lambda block, x: (y := block(x), y), self.half)
-        x = self.middle(x)
-        # the last that was kept is the first to be joined
-        x = through((self.skips, self.blocks_out, kept[::-1]), x, self.joined, self.half)
-        x = embed.project(self.norm(x[:, -self.patches :]), self.readout.get_value(), self.readout_bias.get_value())
+        x = self.norm(self.run(self.embedded(inputs))[:, -self.patches :])
+        x = embed.project(x, self.readout.get_value(), self.readout_bias.get_value())
         x = embed.unpatchify(x, self.patch, self.side)
         return x if self.conv is None else self.conv(x)
 
@@ -122,9 +139,3 @@ class Model(nnx.Module):
         condition = self.condition(inputs[self.asks])
         condition = condition if self.asks == "text" else condition[:, None]
         return jnp.concatenate([time[:, None], condition, patches], axis=1) + self.positions.get_value()
-
-    @staticmethod
-    def joined(part: tuple, x: jax.Array) -> jax.Array:
-        """x after one block of the second half, which first takes in what its partner kept."""
-        skip, block, kept = part
-        return block(skip(jnp.concatenate([x, kept], axis=-1)))

@@ -50,10 +50,13 @@ LABEL = {"table": "look-up"}
 WORDS = {"table": "look-up", "positions": "look-up"} | under("blocks", PLAIN)
 FEATURES = under("features", linear("frozen")) | {"positions": "look-up"}
 
-LONG_SKIPS = PATCHES | HEAD | {"positions": "look-up"} | under("time.up", linear("hidden")) | under("time.out", linear("hidden"))
-LONG_SKIPS |= {"conv.kernel": "finite", "conv.bias": "finite"} | under("norm", NORM) | under("skips", linear("hidden"))
+SKIPPED = PATCHES | HEAD | {"positions": "look-up"} | under("norm", NORM) | under("skips", linear("hidden"))
 for at in ("blocks_in", "middle", "blocks_out"):
-    LONG_SKIPS |= under(at, BLOCK, under("norm", NORM), under("mlp_norm", NORM))
+    SKIPPED |= under(at, BLOCK, under("norm", NORM), under("mlp_norm", NORM))
+LONG_SKIPS = SKIPPED | under("time.up", linear("hidden")) | under("time.out", linear("hidden"))
+LONG_SKIPS |= {"conv.kernel": "finite", "conv.bias": "finite"}
+# noisy words are read as patches are, and written by a head of their own
+UNIDIFFUSER = SKIPPED | under("text_in", linear("input")) | {"text_readout": "output", "text_bias": "finite"}
 
 CROSS = {"q": "hidden", "q_bias": "vector", "kv": "hidden", "kv_bias": "vector"} | OUT | GAIN | LOGITS
 SHARED = BLOCK | under("cross", CROSS) | {"table": "look-up"}
@@ -78,9 +81,34 @@ def pooled(reads):
     return under("pooled.up", linear(reads)) | under("pooled.out", linear("hidden"))
 
 
+def nextdit(source, gain):
+    """Next-DiT; `source` is the role of what reads words, `gain` that of what scales their features."""
+    looks = dict.fromkeys(("query", "key_value", "out"), "hidden") | {"words": source, "gate": "vector"} | LOGITS
+    looks |= dict.fromkeys(f"{side}_norm.{w}" for side in ("query", "key") for w in ("gains", "biases"))
+    block = {
+        "modulation": "hidden",
+        "up": "hidden",
+        "down": "hidden",
+        "modulation_bias": "vector",
+        "gains": "vector",
+        "closer": "vector",
+        "mlp_closer": "vector",
+    }
+    block |= {"word_gain": gain} | under("attention", {n: role or "vector" for n, role in looks.items()})
+    condition = (
+        under("up", linear("sinusoid")) | under("out", linear("hidden")) | {"gain": gain, "bias": gain} | under("text", linear(source))
+    )
+    return PATCHES | HEAD | under("condition", condition) | under("blocks", block) | under("modulation", linear("hidden"))
+
+
 CAUSAL = under("attention", dict.fromkeys(("query", "key_value", "out"), "hidden"), GAIN, LOGITS)
 CAUSAL |= {"mlp.up": "hidden", "mlp.down": "hidden", "gains": "vector"}
 DECODER = {"table": "look-up", "gain": "vector", "readout": "output"} | under("blocks", CAUSAL)
+READS = dict.fromkeys(("query", "key_value", "out"), "hidden") | GAIN | LOGITS
+HALF = {"gains": "vector", "mlp.up": "hidden", "mlp.down": "hidden"}
+PARTI = {"start": "look-up", "table": "look-up", "gain": "vector", "readout": "output"} | under("encoder", {"gain": "vector"})
+PARTI |= under("encoder.blocks", HALF, under("attention", READS)) | under("blocks", CAUSAL, HALF, under("cross", READS))
+RANGES = under("bias", {"table": "vector"}) | under("encoder.bias", {"table": "vector"})  # they start at zero
 MASKED = {"table": "look-up", "positions": "look-up"} | under("blocks", BLOCK) | under("transform", linear("hidden")) | HEAD
 MEISSONIC = TWO_STREAMS | SINGLE | pooled("hidden") | {"table": "look-up"}
 MEISSONIC |= {"down": "hidden", "down_bias": "vector", "up": "hidden", "up_bias": "vector"}
@@ -105,10 +133,20 @@ MAPS = {
         "features": ({}, FROZEN, MMDIT | SINGLE | under("words", linear("frozen")) | pooled("frozen")),
         "pooled": ({}, FROZEN | {"pooled_features": 7}, MMDIT | SINGLE | under("words", linear("frozen")) | pooled("frozen")),
     },
+    "nextdit": {
+        "words": (ENCODED, SAID, nextdit("hidden", "vector") | under("words", WORDS)),
+        "features": ({}, FROZEN, nextdit("frozen", "finite")),
+    },
     "decoder": {
         "label": ({"kv_group": 2}, {}, DECODER | under("label", LABEL)),
         "words": (ENCODED, SAID, DECODER | under("text", WORDS)),
         "features": ({}, FROZEN, DECODER | under("text", FEATURES)),
+    },
+    "unidiffuser": {"pair": ({}, SAID, UNIDIFFUSER)},
+    "encoder_decoder": {
+        "words": ({"kv_group": 2}, SAID, PARTI | under("encoder", {"table": "look-up"})),
+        "relative": ({"positions": "relative"}, SAID, PARTI | RANGES | under("encoder", {"table": "look-up"})),
+        "features": ({}, FROZEN, PARTI | under("encoder.features", linear("frozen"))),
     },
     "masked": {
         "label": ({}, {}, MASKED | under("label", LABEL)),
@@ -162,7 +200,8 @@ def test_every_model_has_a_map(tmp_path, monkeypatch):
 def test_every_weight_has_the_role_of_the_map(model, kind):
     found = {r["weight"]: r["role"] for r in audit.rows(*told(model, kind))}
     assert wrong(found, model, kind) == {}
-    assert [r for r in found.values() if r == "output"] == ["output"]  # a readout of its own: no head is tied to a table
+    heads = 2 if model == "unidiffuser" else 1
+    assert list(found.values()).count("output") == heads  # readouts of its own: no head is tied to a table
 
 
 @CASES

@@ -8,8 +8,8 @@ from safetensors.numpy import save_file
 
 from lab import cli, encoders
 from lab.data import encoded
-from lab.encoders import t5
 from lab.errors import UserError
+from lab.layers import relative
 
 WORDS = ["a", "red", "star", "two", "blue", "rings"]
 T5 = dict(model_type="t5", vocab_size=12, d_model=8, d_kv=4, d_ff=12, num_layers=2, num_heads=2, relative_attention_num_buckets=8)
@@ -99,13 +99,12 @@ def test_layers_count_from_the_table_on(tmp_path):
 
 
 def test_buckets_grow_with_the_way_and_tell_before_from_behind():
-    found = t5.buckets(200, 32, 128)
-    assert found[0, :9].tolist() == [0, 17, 18, 19, 20, 21, 22, 23, 24]
-    assert found[:9, 0].tolist() == list(range(9))
-    assert found[0, 127] == 31
-    assert found[0, 199] == 31
-    assert found[199, 0] == 15
-    assert np.all(np.diff(found[0, 1:]) >= 0)
+    found = relative.buckets(True, 32, 128)
+    behind, before = found[128:], found[128::-1]
+    assert behind[:9].tolist() == [0, 17, 18, 19, 20, 21, 22, 23, 24]
+    assert before[:9].tolist() == list(range(9))
+    assert (behind[127], behind[128], before[128]) == (31, 31, 15)
+    assert np.all(np.diff(behind[1:]) >= 0)
 
 
 def test_features_are_stored_once_and_read_as_text(tmp_path):

@@ -16,9 +16,15 @@ TOKENS = dict(vocabulary=64, tokens=16, classes=4)
 MODELS = {
     "dit": ({**TRUNK, **IMAGE, "classes": 4}, dict(qk_norm=True, zero_gates=True)),
     "uvit": ({**TRUNK, **IMAGE, "depth": 3, "classes": 4}, dict(qk_norm=False, time_mlp=True, final_conv=True)),
+    "unidiffuser": ({**TRUNK, **IMAGE, "depth": 3, "length": 8, "text_channels": 8}, dict(qk_norm=False)),
     "mmdit": ({**TRUNK, **IMAGE, **TEXT, "single": 2}, dict(qk_norm=True, zero_gates=True, positions="rope")),
     "pixart": ({**TRUNK, **IMAGE, **TEXT}, dict(qk_norm=True, zero_gates=True)),
+    "nextdit": ({**TRUNK, **IMAGE, **TEXT, "kv_group": 2}, dict(qk_norm=True, zero_gates=True)),
     "decoder": ({**TRUNK, **TOKENS, "kv_group": 2}, dict(qk_norm=True, rope="line")),
+    "encoder_decoder": (
+        {**TRUNK, **TEXT, "text_width": 64, "vocabulary": 64, "tokens": 16, "kv_group": 2},
+        dict(qk_norm=True, positions="line"),
+    ),
     "masked": ({**TRUNK, **TOKENS}, dict(qk_norm=True)),
     "meissonic": ({**TRUNK, **TEXT, "single": 1, "side": 8, "vocabulary": 64, "compress": 2}, dict(qk_norm=True, zero_gates=True)),
 }
@@ -69,5 +75,5 @@ def test_no_rule_of_a_ready_set_misses_a_weight_of_a_model_whose_sizes_are_power
     for sharding, (shape, *_) in SETS.items():
         mesh = SimpleNamespace(shape=shape, axis_names=tuple(shape))
         told = place.missed(names, shapes, mesh, place.rules(sharding, mesh))
-        # U-ViT counts its time and condition among the tokens, which no power of two divides
-        assert [m.dim for m in told] == ["tokens"] * (name == "uvit" and sharding == "sequence"), told
+        # U-ViT counts its times and condition among the tokens, which no power of two divides
+        assert [m.dim for m in told] == ["tokens"] * (name in ("uvit", "unidiffuser") and sharding == "sequence"), told

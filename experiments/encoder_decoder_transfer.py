@@ -1,0 +1,38 @@
+"""Does the best learning rate of an encoder-decoder stay put as both halves grow 8x wider?
+
+Scenes of one object at 8 pixels, a token a pixel, after their captions; 4 widths, 6 learning rates under muP with three seeds and 7 under the standard parametrization with one. Not trained yet:
+`./launch.sh run experiments/encoder_decoder_transfer.py`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    c = ConfigDict()
+    c.model = dict(
+        name="encoder_decoder",
+        width=32,
+        text_width=32,
+        depth=2,
+        text_depth=1,
+        head_dim=16,
+        mlp_ratio=2,
+        kv_group=1,
+        qk_norm=True,
+        positions="grid",
+    )
+    c.base = dict(width=32, text_width=32)
+    c.objective = dict(name="next_token", label_drop=0.1)
+    c.data = dict(name="shapes", size=8, grid=1, extras=("tokens", "text"), density="medium", examples=65536)
+    c.optim = dict(schedule="cosine", warmup=25, ema=0.95)
+    c.train = dict(steps=150, batch=16, log_every=5)
+    c.eval = dict(examples=256, batch=64, every=150)
+    c.sample = dict(n=36, options={})
+    return c
+
+
+def sweep():
+    trials = [("standard", 0, k) for k in range(-9, -2)] + [("mup", seed, k) for seed in range(3) for k in range(-8, -2)]
+    for width in (32, 64, 128, 256):  # one compile each
+        for rule, seed, k in trials:
+            yield {"model.width": width, "model.text_width": width, "parametrization.name": rule, "optim.lr": 2.0**k, "seed": seed}
