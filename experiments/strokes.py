@@ -1,4 +1,4 @@
-"""Does a decoder draw vector icons that are grammatical, new and fit into a hole, from 3,700 icons and the words of their names?
+"""Does a decoder draw vector icons that are grammatical, new and fit into a hole, from 4,100 icons and the words of their names?
 
 IconShop (arXiv 2304.14400) in small: outlines as tokens, a point of a 25 x 25 lattice one token, names as text; of half of the examples a
 span is moved to the end. `./launch.sh run experiments/strokes.py`; `lab sample runs/strokes --prompt "arrow left"`.
