@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lab import find
+from lab.data.drawing import drawing
 from lab.errors import UserError
 from lab.evals.subject import Subject
 from lab.log import console
@@ -30,7 +31,7 @@ def conditions(real: Any, n: int, objective: Any = None) -> dict[str, np.ndarray
 class Painter:
     """Draws samples and errors of stacked weights [trials, ...]; compiled when first used.
 
-    `shape` is that of one drawn thing, of a batch's entry `objective.makes`; `palette` holds the colour [channels] of every token, and
+    `shape` is that of one drawn thing, of a batch's entry `objective.makes`; `info` is the source's, by which tokens become pictures, and
     `decode` makes pictures of what is drawn, {makes: [trials, n, ...]}, where a tokenizer is behind the data.
     """
 
@@ -39,12 +40,12 @@ class Painter:
         program: Program,
         shape: tuple,
         options: dict,
+        info: dict,
         turns: Mesh | None = None,
         clip: bool = False,
-        palette: Any = None,
         decode: Callable | None = None,
     ):
-        self._clip, self.objective, self._palette, self._decode = clip, program.objective, palette, decode
+        self._clip, self.objective, self._drawing, self._decode = clip, program.objective, drawing(info), decode
 
         def draw(params, key, cond):
             return program.sample(params, key, cond, shape=tuple(shape), **options)
@@ -72,7 +73,10 @@ class Painter:
             return {"latents" if made == "image" else made: drawn, "image": self._decode({made: drawn})}
         if self.objective.makes != "image":
             out = {self.objective.makes: drawn}
-            return out if self._palette is None else out | {"image": np.asarray(self._palette, np.float32)[drawn] / 127.5 - 1.0}
+            if self._drawing is None:
+                return out
+            images = self._drawing(drawn.reshape(-1, *drawn.shape[2:]))
+            return out | {"image": images.reshape(*drawn.shape[:2], *images.shape[1:]).astype(np.float32) / 127.5 - 1.0}
         return {"image": np.clip(drawn, -1.0, 1.0) if self._clip else drawn}
 
     def errors(self, params: Any, key: jax.Array, batches: dict) -> dict[str, np.ndarray]:
@@ -108,9 +112,9 @@ class Judging:
         self._waiting.append((step, self._pool.submit(self._values, *mine)))
 
     def _values(self, params: Any, alive: np.ndarray) -> dict[str, np.ndarray]:
-        drawn: dict[str, Any] = {}
+        drawn: dict[Any, Any] = {}
 
-        def once(what, call):
+        def once(what: Any, call: Callable):
             if what not in drawn:
                 drawn[what] = call()
             return drawn[what]
@@ -119,12 +123,15 @@ class Judging:
             given = once("conditions", lambda: conditions(self._real, self.n, self._painter.objective))
             return {k: v[i] for k, v in once("samples", lambda: self._painter.samples(params, given)).items()} | given
 
+        def asked(i, cond):  # a judge keeps what it asks of every trial, so that all are drawn at once
+            return {k: v[i] for k, v in once(id(cond), lambda: self._painter.samples(params, cond)).items()}
+
         def errors(i):
             return {k: v[i] for k, v in once("errors", lambda: self._painter.errors(params, *self._held)).items()}
 
         found: list[dict] = []
         for i in range(len(alive)):
-            subject = Subject(lambda i=i: samples(i), lambda i=i: errors(i))
+            subject = Subject(lambda i=i: samples(i), lambda i=i: errors(i), lambda cond, i=i: asked(i, cond))
             found.append(self._said(subject) if alive[i] else {})
         columns = {k: None for row in found for k in row}
         return {k: np.array([row.get(k, np.nan) for row in found]) for k in columns} | {"diverged": ~alive}

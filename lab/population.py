@@ -360,9 +360,9 @@ class Population:
     def judging(self, judges: dict[str, Any], real: Any, decode: Callable | None = None) -> Judging:
         """The judges of these trials; `real` is the held-out split, `decode` makes pictures where a tokenizer made that. With several processes each judges on a device of its own."""
         made = real[0].get(self.program.objective.makes, np.zeros(0)) if judges else np.zeros(0)
-        shown = {"clip": made.dtype == np.uint8, "palette": real.info.get("palette"), "decode": decode}
         several = jax.process_count() > 1
-        painter = Painter(self.program, made.shape, self.config["sample"]["options"], None if several else self.placement.apart, **shown)
+        apart, options = None if several else self.placement.apart, self.config["sample"]["options"]
+        painter = Painter(self.program, made.shape, options, real.info, apart, clip=made.dtype == np.uint8, decode=decode)
         held = (jax.random.key(EVAL_KEY), self._held) if several else (self._key, self.held_out)
         return Judging(judges, self.config["judge"], painter, real, held, len(self.trials))
 

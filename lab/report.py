@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from lab import figures, fit, goodput, ladder, points, record
 from lab import find as parts
+from lab.data.drawing import drawing
 from lab.errors import UserError
 from lab.laws.fits import FORMS, Fit
 from lab.laws.forecast import frontier
@@ -622,13 +623,16 @@ def report(folder: Path, out: Path | None = None, found: Findings | None = None)
 def examples(source: Any, n: int) -> tuple[np.ndarray, list[str]]:
     """The first `n` examples of a source as uint8 images [n, h, w, c], and their captions or the names of their classes.
 
-    A source's own `picture(i)` goes first; float images are shown from -1 (black) to 1 (white), tokens on a grey scale over the vocabulary.
+    A source's own `picture(i)` goes first; float images are shown from -1 (black) to 1 (white), tokens as the source says that they are
+    drawn, else on a grey scale over the vocabulary.
     """
     items = [source[i] for i in range(min(n, len(source)))]
     if hasattr(source, "picture"):
         pictures = np.stack([source.picture(i) for i in range(len(items))])
     elif "image" in items[0]:
         pictures = np.stack([x["image"] for x in items])
+    elif "drawn" in source.info:
+        pictures = drawing(source.info)(np.stack([x["tokens"] for x in items]))
     else:
         tokens = np.stack([x["tokens"] for x in items])
         side = round(tokens[0].size ** 0.5)

@@ -27,6 +27,7 @@ from lab import axes, claims, coded, cost, find, halving, parametrization, rates
 from lab import population as populations
 from lab.axes import Dims
 from lab.checkpoint import Checkpoints, saved
+from lab.data.drawing import drawing
 from lab.data.loader import decode, fetch, numeric, open_source, within
 from lab.errors import UserError, unknown
 from lab.evals.subject import judge_kinds, open_judges
@@ -1161,13 +1162,16 @@ def prompts(source: Any, n: int) -> dict[str, Any]:
 
 
 def picture(item: dict, info: dict) -> np.ndarray:
-    """The picture of an example as uint8 or floats: its own, or of its tokens by the source's palette."""
-    return item["image"] if "image" in item else np.asarray(info["palette"], np.uint8)[item["tokens"]]
+    """The picture of an example as uint8 or floats: its own, or of its tokens as the source's `info` says they are drawn."""
+    return item["image"] if "image" in item else drawing(info)(item["tokens"][None])[0]
 
 
 def lacks(program: Program, info: dict) -> list[str]:
     """Of 'palette' and 'prompts', what pictures of a model need and the `info` of its data lacks."""
-    needed = {"palette": program.objective.makes != "image" and "tokenizer" not in info, "prompts": "text" in program.model.takes}
+    needed = {
+        "palette": program.objective.makes != "image" and not info.keys() & {"tokenizer", "drawn"},
+        "prompts": "text" in program.model.takes,
+    }
     return [k for k, wanted in needed.items() if wanted and k not in info]
 
 
@@ -1252,7 +1256,7 @@ def sample(found: Restored, info: dict, cond: dict[str, np.ndarray], options: di
     Where a tokenizer made the data, that is looked for where the data lay, or in `data_dir`.
     """
     makes, decode = found.program.objective.makes, _decode(found, info, data_dir)
-    painter = Painter(found.program, info.get("shapes", info)[makes], options, palette=info.get("palette"), decode=decode)
+    painter = Painter(found.program, info.get("shapes", info)[makes], options, info, decode=decode)
     images = painter.samples(jax.tree.map(lambda x: x[None], found.weights), cond)["image"][0]
     return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)
 
@@ -1283,14 +1287,8 @@ def judged(
     begins()
     batches = jax.tree.map(jnp.asarray, held_out(found.config, held))
     made = held[0][found.program.objective.makes]
-    painter = Painter(
-        found.program,
-        made.shape,
-        options,
-        clip=made.dtype == np.uint8,
-        palette=held.info.get("palette"),
-        decode=_decode(found, held.info, data_dir),
-    )
+    drawn = {"clip": made.dtype == np.uint8, "decode": _decode(found, held.info, data_dir)}
+    painter = Painter(found.program, made.shape, options, held.info, **drawn)
     judging = Judging(judges, config, painter, held, (jax.random.key(populations.EVAL_KEY), batches), 1, strict=True)
     judging.judge(0, jax.tree.map(lambda x: x[None], found.weights), np.array([True]))
     ((_, values),) = judging.rows(wait=True)

@@ -285,6 +285,7 @@ def build(config):
     """(program, shapes of two examples): of the source's own examples or as declared, or where it would have to be built, grey 16-pixel pictures."""
     import numpy as np
 
+    from lab.data import strokes
     from lab.data.encoded import declared
     from lab.data.loader import open_source
     from lab.population import build
@@ -298,6 +299,12 @@ def build(config):
         if "tokens" in config["data"].get("extras", ()):
             item["tokens"] = np.zeros(side * side, np.int32)
             dims |= {"side": side, "tokens": side * side, "vocabulary": config["data"]["levels"]}
+    elif config["data"].get("source", {}).get("name") == "strokes":
+        inside, length = config["data"]["source"], config["data"]["length"]
+        dims = strokes.sizes(strokes.Grammar(inside["grid"]), inside["length"], inside["infill"])
+        item = {"tokens": np.zeros(dims["tokens"], np.int32), "text": np.zeros(length, np.int32), "sentinels": np.zeros(2, np.int32)}
+        item |= {"label": np.int32(0), "length": np.int32(3)}
+        dims |= {"classes": len(inside["sets"]), "words": config["data"]["words"] + 4, "length": length}
     elif (around := config["data"].get("source", config["data"])).get("shapes"):
         dims, shapes = declared(around)
         item = {k: np.zeros(shape, dtype) for k, (shape, dtype) in shapes.items()}

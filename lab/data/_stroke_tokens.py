@@ -4,7 +4,8 @@ icon := START subpath+ END PAD*
 subpath := M point (L point | C point point point)+
 
 A command fixes how many points follow, so a sequence decodes in one way. In their code M has two points, its start and end; here
-it has one, as the start is where the last command ended. Subpaths are filled, so they close without a command.
+it has one, as the start is where the last command ended. Subpaths are filled, so they close without a command. MASK and EOM, by which
+a span is moved to the end, are numbered behind the points and are no part of a grammatical sequence.
 """
 
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from lab.data._svg_paths import ARGUMENTS, L, M, Path, draw
 PAD, START, END, MOVE, LINE, CURVE = range(6)
 NAMES = ("PAD", "START", "END", "M", "L", "C")  # of the first tokens; points are numbered from POINT
 POINT = len(NAMES)
+ROOM = 3  # tokens that a sequence grows by where a span of it is moved: two MASK and an EOM
 _DRAWN = (MOVE, LINE, CURVE, END)
 FOLLOWS = {START: (MOVE,), MOVE: (LINE, CURVE), LINE: _DRAWN, CURVE: _DRAWN, END: (PAD,), PAD: (PAD,)}  # once its points are there
 
@@ -34,8 +36,13 @@ class Grammar(NamedTuple):
 
     @property
     def vocabulary(self) -> int:
-        """How many tokens there are."""
+        """How many tokens there are, MASK and EOM left out."""
         return POINT + self.grid**2
+
+    @property
+    def sentinels(self) -> tuple[int, int]:
+        """MASK and EOM."""
+        return self.vocabulary, self.vocabulary + 1
 
     def snap(self, path: Path) -> tuple[Path, np.ndarray]:
         """The outline on the lattice, and the numbers of the commands that are left.

@@ -20,7 +20,7 @@ from lab.errors import UserError, unknown
 STOPS = ("first_exhausted", "all_exhausted")
 # longest epochs: train too long to be decoded as a whole, eval quick to permute, and both within grain's shuffle of 32 bits
 LENGTH = {"train": 1 << 27, "eval": 1 << 20}
-ABOUT = ("image", "tokens", "vocabulary", "palette")  # what is told of the mixture where it holds for every source
+ABOUT = ("image", "tokens", "vocabulary", "palette", "drawn")  # what is told of the mixture where it holds for every source
 PERIOD = 100_000  # longest pattern
 
 

@@ -11,13 +11,14 @@ from collections import Counter
 import numpy as np
 
 from lab.data._stroke_store import build, load, origin, verify
-from lab.data._stroke_tokens import NAMES, PAD, Grammar, framed
+from lab.data._stroke_tokens import NAMES, PAD, ROOM, Grammar, framed
 from lab.data._svg_paths import ARGUMENTS, Path, iou
 from lab.data.icons import raster
 from lab.data.world import check
 from lab.errors import UserError, unknown
 
-__all__ = ["Grammar", "Source", "build", "iou", "round_trip", "verify"]
+__all__ = ["Grammar", "Source", "build", "drawn", "iou", "round_trip", "verify"]
+SIDE = 64  # pixels of a picture of tokens
 
 
 class Source:
@@ -27,12 +28,16 @@ class Source:
       sets: icon sets, each a class.
       grid: lattice points an axis, over the longer side of an icon; the vocabulary has 6 + grid^2 tokens.
       length: most tokens of a sequence, START and END included; longer icons are left out, and `info` counts them.
+      infill: whether there is room to move a span to the end: three more tokens of padding, two more in the vocabulary, which are
+        `sentinels` int32 [2] (MASK, EOM) of every example, for objective `infill`.
 
     `names` has set/name of every icon; `grammar` encodes, decodes, checks and renders sequences. `info["left_out"]` counts this
     split's icons that are not there, by reason; `info["clipped"]` those whose points beyond the box were moved to its edge.
     """
 
-    def __init__(self, split: str, data_dir: str, sets: tuple[str, ...] = raster.SETS, grid: int = 100, length: int = 512):
+    def __init__(
+        self, split: str, data_dir: str, sets: tuple[str, ...] = raster.SETS, grid: int = 100, length: int = 512, infill: bool = False
+    ):
         if split not in ("train", "eval"):
             raise unknown("split", split, ("train", "eval"))
         check("grid", grid, 2, 256)
@@ -46,18 +51,19 @@ class Source:
         if not sequences:
             raise UserError(f"config key data.length={length!r} with data.grid={grid}: no icon is left: {', '.join(self._left_out)}")
         self.arrays = {
-            "tokens": np.full((len(sequences), length), PAD, np.int32),
+            "tokens": padded(sequences, length + ROOM * infill),
             "length": np.array([len(s) for s in sequences], np.int32),
             "label": np.repeat(np.arange(len(kinds), dtype=np.int32), [len(of_set) for of_set in found]),
         }
-        for row, s in zip(self.arrays["tokens"], sequences, strict=True):
-            row[: len(s)] = s
-        self.dims = {"classes": len(kinds), "tokens": length, "vocabulary": self.grammar.vocabulary}
+        if infill:
+            self.arrays["sentinels"] = np.tile(np.int32(self.grammar.sentinels), (len(sequences), 1))
+        self.dims = {"classes": len(kinds), **sizes(self.grammar, length, infill)}
         content = hashlib.sha256(b"".join(a.tobytes() for a in self.arrays.values()) + "\n".join(self.names).encode())
         self.info = {
             **{"classes": len(kinds), "class_names": kinds, "examples": len(sequences), "fingerprint": content.hexdigest()[:32]},
             **{"origin": origin(), "best_loss": None, "left_out": dict(self._left_out), "clipped": self._clipped},
-            "vocabulary": {"size": self.grammar.vocabulary, "first": list(NAMES), "grid": grid},
+            "vocabulary": {"size": self.dims["vocabulary"], "first": list(NAMES), "grid": grid},
+            "drawn": {"name": "strokes", "grid": grid},
         }
 
     def _read(self, stored: dict[str, np.ndarray], kind: str, split: str, length: int) -> list[np.ndarray]:
@@ -90,7 +96,28 @@ class Source:
 
     def picture(self, i: int) -> np.ndarray:
         """Example `i`, drawn from its tokens: uint8 [64, 64, 1], black on white."""
-        return self.grammar.render(self.arrays["tokens"][i], 64)
+        return self.grammar.render(self.arrays["tokens"][i], SIDE)
+
+
+def padded(sequences: list[np.ndarray], length: int) -> np.ndarray:
+    """Sequences as rows, PAD behind them, int32 [n, length]."""
+    out = np.full((len(sequences), length), PAD, np.int32)
+    for row, s in zip(out, sequences, strict=True):
+        row[: len(s)] = s
+    return out
+
+
+def sizes(grammar: Grammar, length: int, infill: bool) -> dict[str, int]:
+    """What dims says of sequences of at most `length` tokens, with room for a moved span or without."""
+    return {"tokens": length + ROOM * infill, "vocabulary": grammar.vocabulary + len(grammar.sentinels) * infill}
+
+
+def drawn(tokens: np.ndarray, grid: int) -> np.ndarray:
+    """Pictures of sequences int [N, length], black on white: uint8 [N, 64, 64, 1]; what is not grammatical is a cross on grey."""
+    grammar = Grammar(grid)
+    line = np.eye(SIDE, dtype=bool) | np.eye(SIDE, k=1, dtype=bool)
+    cross = np.where(line | line[:, ::-1], 128, 208).astype(np.uint8)[..., None]
+    return np.stack([grammar.render(row, SIDE) if grammar.valid(row) else cross for row in np.asarray(tokens)])
 
 
 def round_trip(source: Source, count: int, size: int = 64) -> tuple[np.ndarray, np.ndarray]:

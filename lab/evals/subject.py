@@ -15,11 +15,19 @@ class Subject:
 
     samples: image float32 [N, ...] as the model paints it, in [-1, 1] where the source has bytes, its tokens [N, ...] where it draws
       those, and what was asked for, label int32 [N] and text.
-    errors: prediction less target on the held-out set, error float32 [M, ...], at times t float32 [M].
+    errors: prediction less target on the held-out set, error float32 [M, ...], at times t float32 [M]; of sequences that end, nats of
+      each token, [M, tokens], and their lengths.
+    draw(cond): samples for conditions [N, ...] of the judge's own, such as sequences with holes; one `cond` is the same object for every
+      trial, as it is drawn for all of them at once.
     """
 
-    def __init__(self, samples: Callable[[], dict[str, np.ndarray]], errors: Callable[[], dict[str, np.ndarray]]):
-        self._samples, self._errors = samples, errors
+    def __init__(
+        self,
+        samples: Callable[[], dict[str, np.ndarray]],
+        errors: Callable[[], dict[str, np.ndarray]],
+        draw: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None,
+    ):
+        self._samples, self._errors, self.draw = samples, errors, draw
 
     @cached_property
     def samples(self) -> dict[str, np.ndarray]:

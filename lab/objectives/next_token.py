@@ -34,11 +34,7 @@ class Objective:
 
     def losses(self, model: Callable, given: dict) -> jax.Array:
         """`loss` of what `inputs` gave, or of some of its examples."""
-        logits = model(given).astype(jnp.float32)
-        target = given["tokens"].reshape(*logits.shape[:2], 1)
-        total = jax.nn.logsumexp(logits, axis=-1)
-        said = jnp.take_along_axis(logits, target, axis=-1)[..., 0]
-        return jnp.mean(total - said + self.z_loss * jnp.square(total), axis=1)
+        return jnp.mean(surprise(model, given, self.z_loss), axis=1)
 
     def sample(
         self,
@@ -56,27 +52,56 @@ class Objective:
         `guidance` moves the logits away from those without conditions; then they are divided by `temperature`, and what is
         outside the `top_k` likeliest tokens (0: all) or `top_p` (1: all) is never drawn. With top_k 1 decoding is greedy.
         """
-        check(temperature, top_k, top_p)
-        n, given, guided = conditions.count(cond), conditions.known(cond), guidance != 1.0
-        if guided:  # both halves in one cache
-            given = {k: jnp.concatenate([given[k], v]) for k, v in conditions.hidden(given).items()}
+        tokens = decode(model, key, cond, math.prod(shape), lambda i, token, over: (token, over), temperature, top_k, top_p, guidance)
+        return tokens.reshape(-1, *shape)
 
-        def pick(key, logits):
-            logits = logits[:, 0].astype(jnp.float32)
-            if guided:
-                conditional, without = jnp.split(logits, 2)
-                logits = without + guidance * (conditional - without)
-            return jax.random.categorical(key, likeliest(logits / temperature, top_k, top_p)).astype(jnp.int32)
 
-        def step(carry, key):
-            logits, cache = carry
-            token = pick(key, logits)
-            told = jnp.concatenate([token, token]) if guided else token
-            return model({"tokens": told[:, None]}, cache), token
+def surprise(model: Callable, given: dict, z_loss: float) -> jax.Array:
+    """Cross-entropy of every token in nats, [B, T], and `z_loss` times its squared log-normaliser."""
+    logits = model(given).astype(jnp.float32)
+    target = given["tokens"].reshape(*logits.shape[:2], 1)
+    total = jax.nn.logsumexp(logits, axis=-1)
+    said = jnp.take_along_axis(logits, target, axis=-1)[..., 0]
+    return total - said + z_loss * jnp.square(total)
 
-        keys = jax.random.split(key, math.prod(shape))
-        (logits, _), tokens = jax.lax.scan(step, model(given, model.init_cache(n * (1 + guided))), keys[:-1])
-        return jnp.concatenate([tokens, pick(keys[-1], logits)[None]]).T.reshape(n, *shape)
+
+def decode(
+    model: Any,
+    key: jax.Array,
+    cond: dict,
+    length: int,
+    settle: Callable,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    guidance: float = 1.0,
+) -> jax.Array:
+    """Tokens int32 [B, length] drawn as `Objective.sample` says, of which `settle` has the last word.
+
+    settle(i, tokens [B], over [B]) -> (tokens, over): what stands at place i in place of the tokens drawn, and which sequences have
+    ended; `over` is its own, False before the first.
+    """
+    check(temperature, top_k, top_p)
+    n, given, guided = conditions.count(cond), conditions.known(cond), guidance != 1.0
+    if guided:  # both halves in one cache
+        given = {k: jnp.concatenate([given[k], v]) for k, v in conditions.hidden(given).items()}
+
+    def pick(key, i, logits, over):
+        logits = logits[:, 0].astype(jnp.float32)
+        if guided:
+            conditional, without = jnp.split(logits, 2)
+            logits = without + guidance * (conditional - without)
+        return settle(i, jax.random.categorical(key, likeliest(logits / temperature, top_k, top_p)).astype(jnp.int32), over)
+
+    def step(carry, given):
+        (logits, cache), over = carry
+        token, over = pick(*given, logits, over)
+        told = jnp.concatenate([token, token]) if guided else token
+        return (model({"tokens": told[:, None]}, cache), over), token
+
+    keys, start = jax.random.split(key, length), model(given, model.init_cache(n * (1 + guided)))
+    ((logits, _), over), tokens = jax.lax.scan(step, (start, jnp.zeros(n, bool)), (keys[:-1], jnp.arange(length - 1)))
+    return jnp.concatenate([tokens, pick(keys[-1], length - 1, logits, over)[0][None]]).T
 
 
 def likeliest(logits: jax.Array, top_k: int, top_p: float) -> jax.Array:

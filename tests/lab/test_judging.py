@@ -65,6 +65,19 @@ def test_every_trial_alive_is_judged_on_one_drawing():
     assert j._painter.drawn == 1
 
 
+def test_what_a_judge_asks_for_is_drawn_once_for_all_trials():
+    mine, other = {"label": np.zeros(5, np.int32)}, {"label": np.zeros(2, np.int32)}
+
+    def asks(subject):
+        return {"asks": float(subject.draw(mine)["image"].mean()), "asks_n": float(len(subject.draw(other)["image"]))}
+
+    j = judging({"asks": asks})
+    values = rows(j)
+    np.testing.assert_equal(values["asks"], [1.0, 2.0, 3.0])
+    np.testing.assert_equal(values["asks_n"], [2.0, 2.0, 2.0])
+    assert j._painter.drawn == 2
+
+
 @pytest.mark.parametrize("judge, said", [(broken, "ZeroDivisionError"), (lambda s: {"loss": 1.0}, "'loss' does not begin with 'other'")])
 def test_a_judge_that_fails_leaves_the_others_and_says_so_once(capsys, judge, said):
     values = rows(judging({"other": judge, "mean": mean}))

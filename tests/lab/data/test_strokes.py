@@ -321,6 +321,17 @@ def test_items_are_grammatical_and_padded(built):
     np.testing.assert_array_equal(source.picture(3), source.grammar.render(source[3]["tokens"], 64))
 
 
+def test_room_for_a_span_is_padding_and_two_tokens_and_changes_no_icon(built):
+    plain, room = (strokes.Source("train", built[0], SETS, grid=16, length=60, infill=x) for x in (False, True))
+    assert room.dims == {"classes": 1, "tokens": 63, "vocabulary": plain.dims["vocabulary"] + 2}
+    np.testing.assert_array_equal(room.arrays["tokens"][:, :60], plain.arrays["tokens"])
+    assert (room.arrays["tokens"][:, 60:] == PAD).all()
+    assert room[0]["sentinels"].tolist() == list(room.grammar.sentinels) == [6 + 256, 7 + 256]
+    assert "sentinels" not in plain[0]
+    assert not room.grammar.valid(np.array([1, 3, 6, 4, 262, 2]))
+    np.testing.assert_array_equal(strokes.drawn(room.arrays["tokens"][4:5], **{"grid": room.info["drawn"]["grid"]})[0], room.picture(4))
+
+
 def test_every_icon_is_in_one_split_that_of_source_icons_or_left_out(built):
     splits = [strokes.Source(s, built[0], SETS, length=16384) for s in ("train", "eval")]
     names = {f"{kind}/{name}" for kind, name, _ in raster.files(SETS)}
