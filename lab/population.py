@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lab import axes, cost, failure, find, parametrization, rates, record
-from lab.axes import Dims, is_weight
+from lab import axes, cost, failure, find, parametrization, rates, record, restore
+from lab.axes import is_weight
 from lab.checkpoint import Checkpoints
 from lab.data import loader
 from lab.digests import digests
@@ -61,19 +61,12 @@ class Trial:
 
 def build(config: dict, source_dims: dict[str, int]) -> Program:
     """The program of a config: model described (no numbers), objective, schedule, optimizer. Bad keys and sizes raise UserError."""
-    part = dict(config["model"])
-    model = find.module("lab.models", part.pop("name")).Model
     what = dict(config["objective"])
     objective = find.make(find.module("lab.objectives", what.pop("name")).Objective, what, "objective")
-    dims = _dims(model, part, config["base"], {"data": source_dims, "objective": objective.dims})
-    knobs = find.arguments(model.axes)
-    options = {k: v for k, v in part.items() if k not in knobs}
-    for key in set(options) - set(find.arguments(model.__init__)):
-        raise unknown("config key model", key, [*find.arguments(model.__init__), *knobs])
-    find.check(model.__init__, options, "model")
+    model, dims = restore.described_model(config["model"], config["base"], {"data": source_dims, "objective": objective.dims})
     o, t = config["optim"], config["train"]
     rate = schedule(o["schedule"], t["steps"], o["warmup"], o["decay"])
-    return Program(model(dims, **options), dims, objective, rate, _dtype(t["dtype"]), core(o), failure.policy(t))
+    return Program(model, dims, objective, rate, _dtype(t["dtype"]), core(o), failure.policy(t))
 
 
 def _dtype(name: str) -> Any:
@@ -81,24 +74,6 @@ def _dtype(name: str) -> Any:
     if name not in dtypes:
         raise unknown("train.dtype", name, dtypes)
     return dtypes[name]
-
-
-def _dims(model: Any, part: dict, base: dict, given: dict[str, dict[str, int]]) -> Dims:
-    """dims = config | source.dims | objective.dims; a knob set twice with different values is a conflict."""
-    knobs = {}
-    needed = find.arguments(model.axes)
-    for where, sizes in {"model": {k: v for k, v in part.items() if k in needed}, **given}.items():
-        for k, v in sizes.items():
-            if k in knobs and knobs[k] != v:
-                raise UserError(f"size {k!r} is {knobs[k]} in the config but {v} in the {where}; leave it to one of them")
-            knobs[k] = v
-    if missing := [k for k, required in needed.items() if required and k not in knobs]:
-        raise UserError(f"config key model.{missing[0]} is missing; the model's knobs: {', '.join(needed)}")
-    for k, v in knobs.items():
-        least = 1 if needed.get(k, True) else 0  # what may be left out may be nothing
-        if not isinstance(v, int) or isinstance(v, bool) or v < least:
-            raise UserError(f"model.{k}={v!r} must be a {'positive ' * least}whole number")
-    return Dims.of(model.axes, {k: knobs[k] for k in needed if k in knobs}, base)
 
 
 def peak(config: dict) -> tuple[float, float]:
@@ -427,8 +402,7 @@ def flops_per_example(program: Program, batch_shape: dict) -> float:
 
 def described(program: Program) -> Any:
     """The model's weights as shapes, for tracing without numbers."""
-    table = axes.scales(program.model, parametrization.standard)
-    return jax.eval_shape(lambda k: axes.draw(k, program.model, table), jax.eval_shape(lambda: jax.random.key(0)))
+    return restore.shapes(program.model)
 
 
 class Records(Scalars):

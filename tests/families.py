@@ -23,6 +23,8 @@ FAMILIES = {
     "mmdit": ({**TRUNK, "patch": 4, "text_depth": 0, "single": 1, **CALM}, FLOW, {**PICTURES, **TEXT}),
     "decoder": ({**TRUNK, "qk_norm": True, "rope": "grid"}, {"name": "next_token", "label_drop": 0.1}, {**TOKENS, "classes": 4}),
     "masked": ({**TRUNK, "qk_norm": True}, UNMASK, {**TOKENS, "classes": 4}),
+    "classifier": ({**TRUNK, "patch": 4, "qk_norm": True}, {"name": "classify"}, PICTURES),
+    "two_tower": ({**TRUNK, "patch": 4, "text_depth": 1, "qk_norm": True}, {"name": "contrast"}, {**PICTURES, **TEXT}),
     "meissonic": ({**TRUNK, "depth": 1, "single": 1, "compress": 2, "text_depth": 1, **CALM}, UNMASK, {**TOKENS, **TEXT}),
 }
 
