@@ -1,6 +1,7 @@
 """Numbers that stand for pictures, those of the held-out pictures that samples are compared with, and of other real ones for a floor."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,8 @@ from scipy.linalg import eigh
 from scipy.sparse.linalg import eigsh
 
 from lab.errors import UserError, unknown
+from lab.evals import _learned
+from lab.evals._inception import Inception
 from lab.evals._pictures import check, need_pictures, pictures, subset
 
 WIDEST = 4096  # features; a covariance of more takes minutes to compare
@@ -38,11 +41,15 @@ class Features:
 
     judge: whose options these are, for errors.
     features: 'pca' (`components` directions of most variance among training pictures, blind to what lies outside them), 'raw'
-      (pixels), or in code a matrix [pixels, d] or a function of pictures float32 [N, h, w, c] in the model's range -> [N, d].
+      (pixels), the folder of a study that trained a classifier or two towers (experiments/judges.py; the classifier's where it has both,
+      or those of `trial`), a file of Inception-v3's weights (.safetensors), or in code a matrix [pixels, d] or a function of pictures
+      float32 [N, h, w, c] in the model's range -> [N, d].
     n: held-out pictures compared with, and training pictures that 'pca' is fitted to, at most.
     """
 
-    def __init__(self, judge: str, real: Any, train: Any, features: str | np.ndarray | Callable, components: int, n: int, sets: int):
+    def __init__(
+        self, judge: str, real: Any, train: Any, features: str | np.ndarray | Callable, trial: str, components: int, n: int, sets: int
+    ):
         need_pictures(judge, real)
         options = {"components": (components, 1, WIDEST), "n": (n, LEAST, 1 << 20), "floors": (sets, 1, 1000)}
         for key, (value, low, high) in options.items():
@@ -50,22 +57,32 @@ class Features:
         self._judge, self._real, self._train, self._sets = judge, real, train, sets
         order = np.random.default_rng(0).permutation(len(real))
         self._spare = order[n:]
-        self.embed = self._function(features, components, n)
+        self.embed = self._function(features, trial, components, n)
         self.reference = self.embed(pictures(real, order[:n]))
         if len(self.reference) < LEAST:
             raise UserError(f"judge {judge!r} needs at least {LEAST} held-out pictures; there are {len(real)}")
 
-    def _function(self, features: Any, components: int, n: int) -> Callable[[np.ndarray], np.ndarray]:
+    def _function(self, features: Any, trial: str, components: int, n: int) -> Callable[[np.ndarray], np.ndarray]:
+        key = f"config key judge.options.{self._judge}.features"
+        named = isinstance(features, str) and features not in ("pca", "raw")
+        if named and Path(features).expanduser().is_dir():
+            judges = _learned.load(key, features, trial)
+            judge = judges.get("classifier") or judges["two_tower"]
+            _learned.fits(key, judge, self._real)
+            return judge.features
+        if trial:
+            raise UserError(f"{key.removesuffix('features')}trial={trial!r} wants a study's folder as features, which {features!r} is not")
+        if named and Path(features).suffix in (".safetensors", ".pth", ".pt"):
+            return Inception(features)
         if callable(features):
             return lambda images: np.asarray(features(images), float)
         if isinstance(features, np.ndarray):
             return lambda images: flat(images) @ features
-        key = f"config key judge.options.{self._judge}.features"
         if features == "pca":
             basis = principal(flat(pictures(self._train, subset(self._train, n))), components)
             return lambda images: flat(images) @ basis
         if features != "raw":
-            raise unknown(key, features, ("raw", "pca"))
+            raise unknown(key, features, ("raw", "pca", "the folder of a study", "FILE.safetensors"))
         if (d := int(np.prod(self._real.info["image"]))) > WIDEST:
             raise UserError(f"{key}='raw' has {d} numbers a picture; expected at most {WIDEST}, or 'pca'")
         return flat

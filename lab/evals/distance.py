@@ -13,7 +13,7 @@ from lab.evals._pictures import check, sampled
 class Judge:
     """Fréchet, kernel and sliced 2-Wasserstein distance to held-out pictures, each with its finite-sample floor.
 
-    features, components, n: what is compared (lab/evals/_features.py).
+    features, trial, components, n: what is compared (lab/evals/_features.py).
     floors: sets of other real pictures, disjoint and each as large as the samples, whose mean distance is the floor; fewer where no more
       are held out. Where not even one is, training pictures take their place, and without enough of those there is no floor.
     """
@@ -23,13 +23,14 @@ class Judge:
         real: Any,
         train: Any,
         features: str | np.ndarray | Callable[[np.ndarray], np.ndarray] = "pca",
+        trial: str = "",
         components: int = 64,
         n: int = 4096,
         projections: int = 256,
         floors: int = 8,
     ):
         check("distance.projections", projections, 1, 1 << 16)
-        self._features, self._projections = Features("distance", real, train, features, components, n, floors), projections
+        self._features, self._projections = Features("distance", real, train, features, trial, components, n, floors), projections
         self._real, self._floors = real, {}
 
     def _measure(self, x: np.ndarray) -> dict[str, float]:

@@ -18,7 +18,7 @@ class Judge:
     Precision and density fall where samples lie off the data; recall and coverage where some of it is never shown. Copies of training
     pictures have all four: `novelty` tells those.
 
-    features, components, n: what is compared (lab/evals/_features.py). floors: as of `distance`, sets of real pictures for the ceiling.
+    features, trial, components, n: what is compared (lab/evals/_features.py). floors: as of `distance`, sets of real pictures for the ceiling.
     """
 
     def __init__(
@@ -26,12 +26,13 @@ class Judge:
         real: Any,
         train: Any,
         features: str | np.ndarray | Callable[[np.ndarray], np.ndarray] = "pca",
+        trial: str = "",
         components: int = 64,
         n: int = 1024,
         k: int = 5,
         floors: int = 8,
     ):
-        self._features = Features("support", real, train, features, components, n, floors)
+        self._features = Features("support", real, train, features, trial, components, n, floors)
         check("support.k", k, 1, n - 1)
         if len(self._features.reference) <= k:
             raise UserError(f"judge 'support' needs over support.k={k} held-out pictures; there are {len(real)}")
