@@ -16,8 +16,8 @@ from lab.data.loader import open_source
 from lab.errors import UserError
 from lab.files import sha256
 from lab.formats import chosen, rules, tensors
-from lab.population import described_model
 from lab.record import read_json
+from lab.restore import described_model
 
 FOLDER = "tokenizer"
 CHUNK = 64  # pictures decoded at once

@@ -1,7 +1,6 @@
 """Trials of one shape, trained in one compiled program: learning rates, seeds and parametrizations side by side."""
 
 import contextlib
-import inspect
 import os
 import shutil
 import signal
@@ -19,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lab import axes, cost, failure, find, parametrization, rates, record
-from lab.axes import Dims, is_weight
+from lab import axes, cost, failure, find, parametrization, rates, record, restore
+from lab.axes import is_weight
 from lab.checkpoint import Checkpoints
 from lab.data import loader
 from lab.digests import digests
@@ -64,7 +63,7 @@ def build(config: dict, source_dims: dict[str, int]) -> Program:
     """The program of a config: model described (no numbers), objective, schedule, optimizer. Bad keys and sizes raise UserError."""
     what = dict(config["objective"])
     objective = find.make(find.module("lab.objectives", what.pop("name")).Objective, what, "objective")
-    model, dims = described_model(config["model"], config["base"], {"data": source_dims, "objective": objective.dims})
+    model, dims = restore.described_model(config["model"], config["base"], {"data": source_dims, "objective": objective.dims})
     o, t = config["optim"], config["train"]
     rate = schedule(o["schedule"], t["steps"], o["warmup"], o["decay"])
     return Program(model, dims, objective, rate, _dtype(t["dtype"]), core(o), failure.policy(t))
@@ -75,41 +74,6 @@ def _dtype(name: str) -> Any:
     if name not in dtypes:
         raise unknown("train.dtype", name, dtypes)
     return dtypes[name]
-
-
-def described_model(section: dict, base: dict, given: dict[str, dict[str, int]]) -> tuple[Any, Dims]:
-    """The model of a config's section, described (no numbers), and its sizes, of which others are `given` by data and objective."""
-    part = dict(section)
-    model = find.module("lab.models", part.pop("name")).Model
-    dims = _dims(model, part, base, given)
-    knobs = find.arguments(model.axes)
-    options = {k: v for k, v in part.items() if k not in knobs}
-    for key in set(options) - set(find.arguments(model.__init__)):
-        raise unknown("config key model", key, [*find.arguments(model.__init__), *knobs])
-    find.check(model.__init__, options, "model")
-    return model(dims, **options), dims
-
-
-def _dims(model: Any, part: dict, base: dict, given: dict[str, dict[str, int]]) -> Dims:
-    """dims = config | source.dims | objective.dims; a knob set twice with different values is a conflict."""
-    knobs = {}
-    needed = find.arguments(model.axes)
-    kinds = {n: p.annotation for n, p in inspect.signature(model.axes).parameters.items()}
-    for where, sizes in {"model": {k: v for k, v in part.items() if k in needed}, **given}.items():
-        for k, v in sizes.items():
-            if k in knobs and knobs[k] != v:
-                raise UserError(f"size {k!r} is {knobs[k]} in the config but {v} in the {where}; leave it to one of them")
-            knobs[k] = v
-    if missing := [k for k, required in needed.items() if required and k not in knobs]:
-        raise UserError(f"config key model.{missing[0]} is missing; the model's knobs: {', '.join(needed)}")
-    for k, v in knobs.items():
-        least = 1 if needed.get(k, True) else 0  # what may be left out may be nothing
-        if kinds.get(k) is tuple:  # in a file it is a list
-            if not isinstance(v, tuple | list) or not v or not all(type(x) is int and x > 0 for x in v):
-                raise UserError(f"model.{k}={v!r} must be several positive whole numbers, such as (8, 5, 5)")
-        elif type(v) is not int or v < least:
-            raise UserError(f"model.{k}={v!r} must be a {'positive ' * least}whole number")
-    return Dims.of(model.axes, {k: knobs[k] for k in needed if k in knobs}, base)
 
 
 def peak(config: dict) -> tuple[float, float]:
@@ -447,8 +411,7 @@ def flops_per_example(program: Program, batch_shape: dict) -> float:
 
 def described(program: Program) -> Any:
     """The model's weights as shapes, for tracing without numbers."""
-    table = axes.scales(program.model, parametrization.standard)
-    return jax.eval_shape(lambda k: axes.draw(k, program.model, table), jax.eval_shape(lambda: jax.random.key(0)))
+    return restore.shapes(program.model)
 
 
 class Records(Scalars):

@@ -23,10 +23,10 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from lab import axes, claims, coded, cost, find, halving, parametrization, rates, record, trunk
+from lab import axes, claims, coded, cost, find, halving, parametrization, rates, record, restore, trunk
 from lab import population as populations
 from lab.axes import Dims
-from lab.checkpoint import Checkpoints, saved
+from lab.checkpoint import saved
 from lab.data.drawing import drawing
 from lab.data.loader import decode, fetch, numeric, open_source, within
 from lab.errors import UserError, unknown
@@ -37,6 +37,7 @@ from lab.objectives import conditions
 from lab.optim import check as check_optim
 from lab.optim import traced
 from lab.population import Population, Trial
+from lab.restore import NUMBERS, same_numbers
 from lab.train import Program
 from sharding import hosts, place
 from sharding.mesh import AXES
@@ -95,7 +96,6 @@ SINCE = {
     **{f"transfer.{k}": v for k, v in rates.NONE.items()},
     **{"train.failure": "stop", "train.spike": 0.0, "train.retries": 10, "train.copy_every": 100},
 }
-NUMBERS = 2  # raised where the same config computes something else. 2: sine-cosine positions have the column first
 TRAIN, ASKED = 1, 2  # what the first process of a run tells the others of a plan: train, or ask the sweep for its next round first
 NOTHING, WAIT = -1, -2  # and of what to train next, beside a population's place
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -412,6 +412,10 @@ def versions() -> dict[str, str]:
 
 def sampler_options(objective: Any, options: dict, what: str) -> None:
     """UserError for an option that the objective's sampler does not take, or a value of another type or below one where it counts steps."""
+    if not hasattr(objective, "sample"):
+        if options:
+            raise UserError(f"config key {what}={options!r}: the objective draws nothing; expected no options")
+        return
     find.check(objective.sample, options, what, ("model", "key", "cond", "shape"))
     find.typed(objective.sample, options, f"config key {what}.")
     if options.get("steps", 1) < 1:
@@ -1002,15 +1006,6 @@ def _traced_keys(optim: dict) -> set[str]:
     return {f"optim.{k}" for k in traced(optim)} | set(_flatten({k: DEFAULTS[k] for k in TRACED_SECTIONS})) | {"arm"}
 
 
-def same_numbers(folder: Path, about: dict) -> None:
-    """UserError for a study of an older lab, in which its configs computed something else; its records stay readable."""
-    if about.get("numbers", 1) != NUMBERS:
-        raise UserError(
-            f"study {str(folder)!r} was trained by an older lab, in which models placed their positions otherwise; its report and status "
-            "can be had, but its weights mean another model here; train it anew in another --workdir"
-        )
-
-
 class Decoded:
     """A source whose arrays are in memory, decoded once for all populations of a study."""
 
@@ -1033,7 +1028,7 @@ class Decoded:
 
 def _largest(folder: Path, about: dict) -> tuple[list[str], str | None]:
     """The finished populations that kept weights, and the one with most parameters."""
-    kept_in = [n for n in about["populations"] if record.finished(folder / n) and _kept(folder / n)]
+    kept_in = restore.populations(folder, about)
     return kept_in, max(kept_in, key=lambda n: record.read_json(folder / n / "card.json")["parameters"], default=None)
 
 
@@ -1064,20 +1059,12 @@ def restored(folder: Path, trial: str = "") -> Restored:
     config = _since(record.read_json(folder / name / "config.json"))
     jax.config.update("jax_default_matmul_precision", config["train"]["precision"])
     program = populations.build(config, sizes(about["data"]))
-    if not (folder / name / "weights").exists():
-        raise UserError(f"folder {str(folder / name / 'weights')!r} is missing; restore it, or delete {name!r} and run again")
-    store = Checkpoints(folder / name / "weights")
-    kept = store.meta()["trials"]
-    trial = trial or min(kept, key=lambda i: kept[i]["loss"])
-    if trial not in kept:
-        raise UserError(f"trial {trial!r} kept no weights (only the best of each arm does: {', '.join(kept)})")
-    weights = store.restore(dict.fromkeys(sorted(kept), populations.described(program)))
-    store.close()
-    if weights is None:
-        raise UserError(
-            f"weights of population {name!r} are damaged; restore {str(folder / name / 'weights')!r}, or delete {name!r} and run again"
-        )
-    return Restored(program, weights[1][trial], config, {"population": name, "trial": trial, "arm": kept[trial]["arm"]})
+    found = restore.trials(folder, name)
+    trial = trial or min(found, key=lambda i: found[i]["loss"])
+    if trial not in found:
+        raise UserError(f"trial {trial!r} kept no weights (only the best of each arm does: {', '.join(found)})")
+    weights = restore.weights(folder, name, program.model)[trial]
+    return Restored(program, weights, config, {"population": name, "trial": trial, "arm": found[trial]["arm"]})
 
 
 def sizes(info: dict) -> dict[str, int]:
@@ -1086,11 +1073,6 @@ def sizes(info: dict) -> dict[str, int]:
         return info["dims"]
     h, _, c = info["image"]
     return {"image": h, "channels": c, "classes": info["classes"]}
-
-
-def _kept(folder: Path) -> bool:
-    """Whether a finished population kept weights; studies of old say so by having them."""
-    return record.read_json(folder / "done.json").get("weights", (folder / "weights").exists())
 
 
 def sources(folder: Path, data_dir: str = "") -> tuple[Any, Any]:
@@ -1168,15 +1150,19 @@ def picture(item: dict, info: dict) -> np.ndarray:
 
 def lacks(program: Program, info: dict) -> list[str]:
     """Of 'palette' and 'prompts', what pictures of a model need and the `info` of its data lacks."""
+    draws = hasattr(program.objective, "sample")
     needed = {
-        "palette": program.objective.makes != "image" and not info.keys() & {"tokenizer", "drawn"},
-        "prompts": "text" in program.model.takes,
+        "palette": draws and program.objective.makes != "image" and not info.keys() & {"tokenizer", "drawn"},
+        "prompts": draws and "text" in program.model.takes,
     }
     return [k for k, wanted in needed.items() if wanted and k not in info]
 
 
 def _check_drawn(found: Restored, folder: Path, info: dict, given: tuple[str, ...] = ()) -> None:
-    """UserError where pictures of a model lack something beside what is `given`."""
+    """UserError where a model draws nothing, or its pictures lack something beside what is `given`."""
+    if not hasattr(found.program.objective, "sample"):
+        name = found.config["objective"]["name"]
+        raise UserError(f"a model of objective {name!r} draws nothing; it judges: c.judge = dict(names=('learned',), options=...)")
     if not (lacking := [k for k in lacks(found.program, info) if k not in given]):
         return
     if found.config["data"]["name"] == IMPORTED:
@@ -1286,7 +1272,7 @@ def judged(
     judges = open_judges(config, *(coded.pictured(x, found.config["data"], s, where) for x, s in ((held, "eval"), (train, "train"))))
     begins()
     batches = jax.tree.map(jnp.asarray, held_out(found.config, held))
-    made = held[0][found.program.objective.makes]
+    made = held[0].get(found.program.objective.makes, np.zeros(0))
     drawn = {"clip": made.dtype == np.uint8, "decode": _decode(found, held.info, data_dir)}
     painter = Painter(found.program, made.shape, options, held.info, **drawn)
     judging = Judging(judges, config, painter, held, (jax.random.key(populations.EVAL_KEY), batches), 1, strict=True)

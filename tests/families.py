@@ -31,6 +31,8 @@ FAMILIES = {
         {**TOKENS, **TEXT, "classes": 4},
     ),
     "masked": ({**TRUNK, "qk_norm": True}, UNMASK, {**TOKENS, "classes": 4}),
+    "classifier": ({**TRUNK, "patch": 4, "qk_norm": True}, {"name": "classify"}, PICTURES),
+    "two_tower": ({**TRUNK, "patch": 4, "text_depth": 1, "qk_norm": True}, {"name": "contrast"}, {**PICTURES, **TEXT}),
     "meissonic": ({**TRUNK, "depth": 1, "single": 1, "compress": 2, "text_depth": 1, **CALM}, UNMASK, {**TOKENS, **TEXT}),
 }
 

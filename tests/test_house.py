@@ -52,6 +52,7 @@ FLOORS = {
     "lab.train": 5,
     "lab.optim": 4,
     "lab.evals": 4,
+    "lab.restore": 3.7,  # models as configs describe them, for judges and for population
     "lab.models": 3,
     "lab.formats": 3,
     "lab.encoders": 3.5,  # reads published weights as formats do

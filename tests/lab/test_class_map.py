@@ -112,6 +112,8 @@ RANGES = under("bias", {"table": "vector"}) | under("encoder.bias", {"table": "v
 MASKED = {"table": "look-up", "positions": "look-up"} | under("blocks", BLOCK) | under("transform", linear("hidden")) | HEAD
 MEISSONIC = TWO_STREAMS | SINGLE | pooled("hidden") | {"table": "look-up"}
 MEISSONIC |= {"down": "hidden", "down_bias": "vector", "up": "hidden", "up_bias": "vector"}
+TOWER = under("tower", PATCHES, under("blocks", BLOCK))
+TOWERS = TOWER | under("image_out", linear("hidden")) | under("text_out", linear("hidden")) | {"sharpness": "finite"}
 
 # model: kind: what is changed in its model, what its source tells, the map
 SAID, FROZEN = {"words": 12, "length": 6}, {"features": 5, "length": 6}
@@ -152,6 +154,11 @@ MAPS = {
         "label": ({}, {}, MASKED | under("label", LABEL)),
         "words": (ENCODED, SAID, MASKED | under("text", WORDS)),
         "features": ({}, FROZEN, MASKED | under("text", FEATURES)),
+    },
+    "classifier": {"label": ({}, {}, TOWER | HEAD)},
+    "two_tower": {
+        "words": ({}, SAID, TOWERS | under("words", WORDS)),
+        "features": ({"text_depth": 0}, FROZEN, TOWERS | under("words", FEATURES)),
     },
     "meissonic": {
         "words": ({}, SAID, MEISSONIC | under("text", WORDS)),
@@ -200,8 +207,8 @@ def test_every_model_has_a_map(tmp_path, monkeypatch):
 def test_every_weight_has_the_role_of_the_map(model, kind):
     found = {r["weight"]: r["role"] for r in audit.rows(*told(model, kind))}
     assert wrong(found, model, kind) == {}
-    heads = 2 if model == "unidiffuser" else 1
-    assert list(found.values()).count("output") == heads  # readouts of its own: no head is tied to a table
+    # readouts of its own: no head is tied to a table; where two towers meet there is none
+    assert list(found.values()).count("output") == {"unidiffuser": 2, "two_tower": 0}.get(model, 1)
 
 
 @CASES

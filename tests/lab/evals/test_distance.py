@@ -12,7 +12,8 @@ from worlds import splits
 from lab.data import field, mixture
 from lab.errors import UserError
 from lab.evals import distances
-from lab.evals.distance import Judge, flat, principal
+from lab.evals._features import flat, principal
+from lab.evals.distance import Judge
 from lab.evals.distances import directions, frechet, frechet_of, kernel, mmd, moments, sliced
 
 
@@ -72,6 +73,16 @@ def test_frechet_is_bures_distance_at_every_rank(ranks):
     truth = np.sum((m - n) ** 2) + np.trace(a + b) - 2 * np.sqrt(scipy.linalg.eigvalsh(root @ b @ root).clip(0)).sum()
     assert frechet(m, a, n, b) == pytest.approx(truth, rel=1e-6)
     assert frechet(m, a, n, b) == pytest.approx(frechet(n, b, m, a), rel=1e-12)
+
+
+def test_frechet_is_the_published_formula_with_the_root_of_a_product():
+    # as the code of arXiv 1706.08500 has it: sqrtm of the product of covariances by numpy, of full rank
+    rng = np.random.default_rng(4)
+    x, y = rng.standard_normal((90, 12)) @ rng.standard_normal((12, 12)), rng.standard_normal((70, 12)) + 0.3
+    a, b = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    root = scipy.linalg.sqrtm(a @ b)
+    truth = np.sum((x.mean(0) - y.mean(0)) ** 2) + np.trace(a) + np.trace(b) - 2 * np.trace(np.real(root))
+    assert frechet_of(x, y) == pytest.approx(truth, rel=1e-6)
 
 
 def test_frechet_of_singular_covariances_in_different_planes_is_exact():
