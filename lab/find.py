@@ -19,6 +19,7 @@ from lab.files import sha256
 KINDS = {
     **{"lab.data": "Source", "lab.encoders": "Encoder", "lab.evals": "Judge", "lab.formats": "Format", "lab.launch": "Backend"},
     **{"lab.models": "Model", "lab.objectives": "Objective", "lab.layers": "Mixer", "lab.optimizers": "Optimizer"},
+    "lab.transforms": "Transform",
 }
 
 
