@@ -2,7 +2,7 @@
 
 What is computed from the size, sine-cosine and rotary positions, is computed anew. Learned positions are interpolated over the grid of
 tokens (ViT, arXiv 2010.11929, section 3.2); patches are resized so that what reads and writes them answers as before to a picture
-that was resized itself (FlexiViT, arXiv 2303.08013, section 3.4).
+that was resized itself (FlexiViT, arXiv 2212.08013, section 3.4).
 """
 
 import math

@@ -294,7 +294,7 @@ def test_what_cannot_be_carried_is_one_line_that_names_the_weight():
 
 def test_long_skips_of_a_uvit_have_no_layer_that_is_the_identity():
     knobs, options = {**SHAPE, **PICTURE, "depth": 3, "classes": 4}, dict(qk_norm=False, time_mlp=True, final_conv=False)
-    made = [uvit.Model(d, **options) for d in (Dims.of(uvit.Model.axes, {**knobs, "depth": n}, {"width": 16}) for n in (3, 5))]
+    made = [uvit.Model(d, **options) for d in (Dims.of(uvit.Model.axes, {**knobs, "depth": n}, {"width": 16}) for n in (3, 5))]  # fmt: skip
     with pytest.raises(UserError, match=r"weight 'skips.*' has skips=1"):
         carried(grow.Transform(), *map(drawn, made), None, Dims({}, {}))
 
