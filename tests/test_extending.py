@@ -41,7 +41,7 @@ def test_parts_of_ones_own_train_and_their_arrows_are_true(here, capsys):
 
 
 def test_a_transform_of_ones_own_begins_from_what_was_trained(here, capsys):
-    alone = ["--config.model.mixer=./linear.py", "--config.sample.n=0", "--config.train.steps=2"]
+    alone = ["--config.model.mixer=./linear.py", "--config.sample.n=0", "--config.train.steps=6"]
     assert cli.main(["run", "mine.py", *alone]) == 0
     warm = ["--config.init.study=runs/mine", "--config.init.transform=./shrink.py"]
     assert cli.main(["run", "mine.py", "--workdir", "again", *alone, *warm]) == 0
