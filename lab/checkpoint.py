@@ -134,6 +134,11 @@ class Checkpoints:
         except Exception as e:  # whatever a damaged file makes the reader raise
             raise UserError(f"checkpoint {steps[-1]} in {self.folder.name} is damaged ({str(e).splitlines()[0][:120]})") from e
 
+    def digests(self) -> dict[str, str]:
+        """The digest of every leaf of the newest step, by its path."""
+        self.meta()
+        return self._meta(self._store.steps()[-1])["digests"]
+
     def _told(self, call: Callable[[], Any]) -> None:
         """A call of a library that tells a full disk in words of its own, as the OSError that it is."""
         try:

@@ -391,16 +391,23 @@ def _plan(args: argparse.Namespace) -> int:
     study = _study(args, folder=args.workdir is not None)
     from lab import plan
 
+    for stage in (stages := study.stages()):
+        if len(stages) > 1:
+            print(f"stage {stage.experiment.stage}, of {len(stages)}")
+        _plan_here(stage, plan)
+    return 0
+
+
+def _plan_here(study, plan) -> None:
     if done := len(study.packs) - len(plan.left(study)):
         print(f"{done} of {len(study.packs)} populations are done in {study.folder} and left out")
     if done == len(study.packs):
-        return 0
+        return
     print(plan.table(plan.plan(study)))
     if study.halving and not done:
         print(f"run.halving leaves {study.left():.0%} of that, with a compile more a mark, where no trial diverges before")
     if study.experiment.ask:
         print("the first round alone: the sweep takes a history, and what it asks for next is not known before")
-    return 0
 
 
 def _plan_pod(args: argparse.Namespace) -> int:
@@ -509,6 +516,10 @@ def _status(args: argparse.Namespace) -> None:
         print(told)
         return
     states, study = record.status(folder), record.read_study(folder)
+    for stage, where in record.stages(folder):
+        each = list(record.status(where).values()) if where else []
+        said = ", ".join(f"{each.count(k)} {k}" for k in record.STATES if k in each)
+        print(f"stage {stage}: {said or 'not begun'}")
     counts: dict[str, dict[str, int]] = {}
     for trial, state in states.items():
         row = counts.setdefault(study["trials"][trial]["population"], {})

@@ -20,6 +20,7 @@ KINDS = {
     **{"lab.data": "Source", "lab.encoders": "Encoder", "lab.evals": "Judge", "lab.formats": "Format", "lab.launch": "Backend"},
     **{"lab.models": "Model", "lab.tokenizers": "Model", "lab.objectives": "Objective"},
     **{"lab.layers": "Mixer", "lab.optimizers": "Optimizer"},
+    "lab.transforms": "Transform",
 }
 BESIDE = {"lab.models": ("lab.tokenizers",)}  # packages whose parts serve in the place of another's
 

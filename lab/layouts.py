@@ -94,7 +94,7 @@ class Seconds(NamedTuple):
 
 def work(program: Program, trials: list, inputs: dict[str, tuple[tuple[int, ...], Any]]) -> Work:
     """The step of trials of one shape on examples of arrays {name: (shape, dtype)}; nothing is computed but shapes."""
-    config, seeds = trials[0].config, sorted({t.config["seed"] for t in trials})
+    config, seeds = trials[0].config, sorted({t.stream for t in trials})
     batch = config["train"]["batch"]
     hyper = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), hypers(program, trials, seeds))
     state = jax.eval_shape(over_trials(program.init, (0,)), hyper)

@@ -39,6 +39,8 @@ from sharding.aot import compile as aot
 EVAL_KEY = 20_240_229  # the evaluation's times and noise are the same in every study and for every seed
 INFINITE = float("inf")
 TRUNK = "trunk"  # where a population leaves its states for longer horizons
+END = "end"  # where it leaves its last weights for the stage after it
+STREAMS = 1 << 20  # seeds that lie between those of a training and of the one after it
 # XLA's options for trials that take turns: one with a core of its own loses by splitting its matmuls, and less optimised code
 # compiles in 0.7x of the time and runs as fast
 IN_TURN = {"xla_cpu_multi_thread_eigen": False, "xla_backend_optimization_level": 1}
@@ -49,6 +51,14 @@ class Preempted(Exception):
     """The run has stopped and the same command goes on: it was asked to and has saved its state, or it says what else was the matter."""
 
 
+class Begun(NamedTuple):
+    """What a trial begins from that was trained before: a digest of it or its id, how many trainings are behind it, and their FLOPs."""
+
+    origin: str
+    after: int
+    flops: float
+
+
 @dataclass(frozen=True)
 class Trial:
     """One set of hyperparameters and one seed; `config` is complete, `point` is what the sweep set."""
@@ -57,6 +67,12 @@ class Trial:
     arm: str
     config: dict
     point: dict
+    begun: Begun | None = None
+
+    @property
+    def stream(self) -> int:
+        """The seed of its data's order, times and noise: its own, or after other trainings one that none of them had."""
+        return self.config["seed"] + STREAMS * (self.begun.after if self.begun else 0)
 
 
 def build(config: dict, source_dims: dict[str, int]) -> Program:
@@ -102,7 +118,8 @@ def stacked(rows: list[Hyper]) -> Hyper:
 def hypers(program: Program, trials: list[Trial], seeds: list[int]) -> Hyper:
     """The traced hyperparameters of trials, stacked along a leading axis of trials."""
     tables = [parametrization.table(**t.config["parametrization"]) for t in trials]
-    return stacked([hyper(program, t.config, table, seeds.index(t.config["seed"])) for t, table in zip(trials, tables, strict=True)])
+    mine = [{**t.config, "seed": t.stream} for t in trials]
+    return stacked([hyper(program, c, table, seeds.index(c["seed"])) for c, table in zip(mine, tables, strict=True)])
 
 
 def state_names(state: State) -> Any:
@@ -257,7 +274,7 @@ class Population:
         self.trials, self.config = trials, trials[0].config
         check(self.config, here=True)
         self.program = parted(build(self.config, source.dims), self.config)
-        self.seeds = sorted({t.config["seed"] for t in trials})
+        self.seeds = sorted({t.stream for t in trials})
         self.compile_s, self.bytes = 0.0, 0
         run, t = self.config["run"], self.config["train"]
         jax.config.update("jax_default_matmul_precision", t["precision"])
@@ -297,6 +314,17 @@ class Population:
     def init(self) -> list[jax.Array]:
         """The carry before the first step, created where it will live."""
         return jax.jit(lambda hyper: jax.tree.leaves(self._init(hyper)), out_shardings=self._where)(self.hyper)
+
+    def begun(self, params: Any, ema: Any, alive: np.ndarray) -> State:
+        """The states before the first step, on the host, of trials that begin from weights and averages [trials, ...]."""
+        begin = jax.jit(over_trials(self.program.begin, (0, 0, 0)))
+        state = jax.device_get(begin(hypers(self.program, self.trials, self.seeds), params, ema))
+        return replace(state, alive=alive & state.alive)
+
+    @property
+    def held(self) -> dict[str, np.ndarray]:
+        """The held-out batches [N, batch, ...], on the host."""
+        return self._held
 
     def state(self, carry: list[jax.Array]) -> State:
         """The states of the trials in a carry, stacked; of trials in turn, on the host, and under a mesh as they lie on the devices."""
@@ -422,13 +450,14 @@ class Records(Scalars):
         # an epoch is a permutation, so nothing is seen twice before everything was seen once; a mixture counts for itself
         self.unique = getattr(train, "unique", lambda seen: min(seen, self.examples))
         self.began = time.time()
+        self.before = [t.begun.flops if t.begun else 0.0 for t in trials]  # what it begins from was paid for, too
 
     def write_scalars(self, step: int, scalars: dict) -> None:
         seen, wall = step * self.batch, round(time.time() - self.began, 3)
         rows = []
         for i, t in enumerate(self.trials):
             row = {"trial": t.id, "arm": t.arm, "seed": t.config["seed"], "step": step, "examples": seen}
-            row |= {"epochs": seen / self.examples, "unique": self.unique(seen), "flops": seen * self.flops}
+            row |= {"epochs": seen / self.examples, "unique": self.unique(seen), "flops": self.before[i] + seen * self.flops}
             row |= {"wall": wall, "attempt": self.writer.attempt}
             values = {k: np.asarray(v)[i].item() for k, v in scalars.items()}
             gone = values["diverged"]
@@ -478,6 +507,7 @@ class Span(NamedTuple):
     state: Callable[[], State] | None = None  # None: their init
     rows: Callable[[], list[dict]] | None = None  # of their steps before `start`, where these are to be among its own
     leaves: int = 0  # the step at which its states are left for longer horizons; 0: none
+    hands: bool = False  # whether its last weights are left for a stage after it
 
 
 def gathered(like: State, step: int, parts: list[tuple[Path, int, list[int]]], lost: str = "choose another --workdir") -> State:
@@ -628,6 +658,9 @@ def run(
             for close in (keep.close, events.close, log.close, log.flush, judging.close, feed.close, watchdog.close):  # the last first
                 ends.callback(close)
     kept = last == t["steps"] and keep_best(folder, pop, state, jax.device_get(judged))
+    if span.hands:
+        left = pop.kept(carry)
+        _leave(folder, last, {**left, "tree": handed(left["tree"])}, END)
     gone = _diverged(pop, state)
     if hosts.first():
         _close(
@@ -691,9 +724,14 @@ def _diverged(pop: Population, state: State) -> list[str]:
     return [t.id for t, alive in zip(pop.trials, hosts.fetch(state.alive), strict=True) if not alive]
 
 
-def _leave(folder: Path, step: int, kept: dict[str, Any]) -> None:
-    """Keep the states of a population's trials for longer horizons; durable when it returns."""
-    store = _emptied(folder / TRUNK)  # of an attempt that began again from before
+def handed(state: State) -> dict[str, Any]:
+    """What of a trial's last state the stage after it begins from."""
+    return {"params": state.params, "ema": state.ema, "alive": state.alive}
+
+
+def _leave(folder: Path, step: int, kept: dict[str, Any], where: str = TRUNK) -> None:
+    """Keep the states of a population's trials for longer horizons, or what of them a later stage begins from; durable when it returns."""
+    store = _emptied(folder / where)  # of an attempt that began again from before
     store.save(step, **kept)
     store.wait()
     store.close()

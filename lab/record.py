@@ -282,6 +282,14 @@ def status(folder: Path) -> dict[str, str]:
     return out
 
 
+def stages(folder: Path) -> list[tuple[str, Path | None]]:
+    """The stages before a study's own, in order, each with its folder; None where it has not begun."""
+    folder = Path(folder)
+    *told, own = read_study(folder).get("stages", [""])
+    home = folder.resolve().parent if (folder.resolve().parent.name, folder.resolve().name) == ("stages", own) else folder / "stages"
+    return [(name, home / name if (home / name / "study.json").exists() else None) for name in told]
+
+
 def progress(folder: Path) -> str:
     """'step' reached by a population, as far as its rows tell."""
     rows = read_rows(folder) if Path(folder).is_dir() else None

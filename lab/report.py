@@ -444,12 +444,26 @@ def tables(folder: Path, f: Findings) -> dict[str, list[dict[str, Any]]]:
             if (told := goodput.account(folder / name))["wall"]:
                 row["goodput_percent"] = 100 * told["steps"] / told["wall"]
             out["run_times"].append(row | times | {"device": f"{card['devices']} x {card['device']}"})
+    out["stages"] = _stages(folder, f)
     if f.judged:
         columns = {k: None for r in f.judged for k in r if f.rung or k != "rung"}
         out["judges"] = [{rung if k == "rung" else k: r.get(k) for k in columns} for r in f.judged]
     left_out = {"finished"} if f.rung else {"finished", "rung"}
     out["trials"] = [{rung if k == "rung" else k: v for k, v in r.items() if k not in left_out} for r in f.trials]
     return {k: v for k, v in out.items() if v}
+
+
+def _stages(folder: Path, f: Findings) -> list[dict[str, Any]]:
+    """A row a stage and arm: its best loss, which is of its own data, and the FLOPs of one trial until its end."""
+    out = []
+    for stage, where in [*record.stages(folder), (f.study.get("stages", [""])[-1], folder)] if f.study.get("stages") else ():
+        rows = record.finals(where).to_pylist() if where else []
+        for arm in dict.fromkeys(r["arm"] for r in rows):
+            mine = [r for r in rows if r["arm"] == arm and r.get(f.metric) is not None]
+            best = min(mine, key=lambda r: r[f.metric], default=None)
+            row = {"stage": stage, "arm": arm, "trials": sum(r["arm"] == arm for r in rows), "steps": best and best["step"]}
+            out.append(row | {"best_loss": best and best[f.metric], "flops": best and best["flops"]})
+    return out
 
 
 def _row(arm: str, t: fit.Told, law: Fit) -> dict[str, Any]:
@@ -475,6 +489,7 @@ TITLES = {
     "optima": "Optima",
     "laws": "Laws of loss, judged on larger budgets than they were fitted to",
     "run_times": "Run times (seconds)",
+    "stages": "Stages: the best loss of each on its own data, and FLOPs of it and of all before",
     "judges": "What judges say of the best trial of each size",
     "trials": "All trials",
 }

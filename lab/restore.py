@@ -1,6 +1,8 @@
 """Models as configs describe them, and the averaged weights that finished populations of a study keep."""
 
+import hashlib
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,14 @@ def trials(folder: Path, name: str) -> dict[str, dict]:
     found = store.meta()["trials"]
     store.close()
     return found
+
+
+def digest(folder: Path, name: str, trial: str) -> str:
+    """Digest of a trial's weights that a population kept, whatever their folder."""
+    store = _store(folder, name)
+    mine = sorted((k, v) for k, v in store.digests().items() if k.split(".", 1)[0] == trial)
+    store.close()
+    return hashlib.sha256(json.dumps(mine).encode()).hexdigest()[:16]
 
 
 def weights(folder: Path, name: str, model: Any) -> dict[str, Any]:

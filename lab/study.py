@@ -23,7 +23,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from lab import axes, claims, coded, cost, find, halving, parametrization, rates, record, restore, trunk
+from lab import axes, claims, coded, cost, find, halving, parametrization, rates, record, restore, trunk, warm
 from lab import population as populations
 from lab.axes import Dims
 from lab.checkpoint import saved
@@ -36,7 +36,7 @@ from lab.log import Progress, console
 from lab.objectives import conditions
 from lab.optim import check as check_optim
 from lab.optim import traced
-from lab.population import Population, Trial
+from lab.population import Begun, Population, Trial
 from lab.restore import NUMBERS, same_numbers
 from lab.train import Program
 from sharding import hosts, place
@@ -47,6 +47,8 @@ DEFAULTS = {
     "seed": 0,
     "model": {"name": ""},
     "base": {},
+    # trained weights to begin from, and the transform (lab/transforms) that carries them (lab/warm.py)
+    "init": warm.NONE,
     "parametrization": {"name": "mup", "alpha": 1.0, "eps": "scaled", "decay": "constant"},
     # the learning rate at another batch and horizon than those it was tuned at (lab/rates.py)
     "transfer": rates.NONE,
@@ -83,17 +85,19 @@ DEFAULTS = {
     },
 }
 # sections with keys of their own
-OPEN = ("model", "base", "objective", "data", "optim", "sample.options", "judge.options", "run.rules")
+OPEN = ("model", "base", "init.options", "objective", "data", "optim", "sample.options", "judge.options", "run.rules")
 # what a sweep may set whole, so that arms are of different families, each drawn from by options of its own
 SECTIONS = ("model", "objective", "sample.options")
 METRICS = ("eval_loss", "eval_ema")
 IMPORTED = "imported"  # name in a config's section data where weights came without their data
+STAGES = "stages"  # folder of a study's earlier stages, each a study
 PROMPTS = "prompts.npz"  # features of a study's prompts, which are too many numbers for study.json
 TRACED_SECTIONS = ("seed", "parametrization", "transfer")  # beside what optim traces: trials that differ in these share a program
 # keys that older studies lack, and what they meant there; a trial that has them so keeps its identity
 SINCE = {
     **{"optim.name": "adamw", "parametrization.eps": "scaled", "parametrization.decay": "constant"},
     **{f"transfer.{k}": v for k, v in rates.NONE.items()},
+    **{f"init.{k}": v for k, v in warm.NONE.items()},
     **{"train.failure": "stop", "train.spike": 0.0, "train.retries": 10, "train.copy_every": 100},
 }
 TRAIN, ASKED = 1, 2  # what the first process of a run tells the others of a plan: train, or ask the sweep for its next round first
@@ -112,6 +116,8 @@ class Experiment(NamedTuple):
     swept: list[str]
     sections: list[str]  # of SECTIONS, those that the sweep sets whole
     ask: Callable[[list[dict]], "Experiment"] | None = None  # of a history, where the sweep takes one: with the points that it then yields
+    stage: str = ""  # its name, where it is one of several
+    before: "Experiment | None" = None  # the stage whose trials its own begin from
 
 
 def load(path: str, overrides: Iterable[str] = ()) -> Experiment:
@@ -144,6 +150,7 @@ def load(path: str, overrides: Iterable[str] = ()) -> Experiment:
     sweep = getattr(module, "sweep", lambda: [{}])
     rounds = "history" in inspect.signature(sweep).parameters
     text, asked = file.read_text(), _override(config, overrides)
+    staged = called(lambda: list(module.stages())) if hasattr(module, "stages") else []
 
     def at(history: list[dict]) -> Experiment:
         points = called(lambda: list(sweep(history) if rounds else sweep()))
@@ -155,9 +162,52 @@ def load(path: str, overrides: Iterable[str] = ()) -> Experiment:
             points = [p for p in points if p.get(key) == value]
             if not points and not history:
                 raise UserError(f"config key {key}={value} is swept and not among its points: {', '.join(map(repr, have))}")
-        return Experiment(file.stem, (module.__doc__ or "").strip(), text, config, points, swept, sections, at if rounds else None)
+        whole = Experiment(file.stem, (module.__doc__ or "").strip(), text, config, points, swept, sections, at if rounds else None)
+        return _staged(whole, staged, asked) if staged else whole
 
     return at([])
+
+
+def _staged(whole: Experiment, staged: list[dict], asked: list[str]) -> Experiment:
+    """The last of an experiment's stages, which knows those before it; each is the experiment with keys of its own, and has the same points.
+
+    UserError for a stage without a name, a key that cannot be set or that the sweep or the command sets too, and where not all trials of a
+    stage come to its end.
+    """
+    found, flat = None, _flatten(whole.config.to_dict())
+    names = [str(s.get("stage", "")) for s in staged]
+    for i, name in enumerate(names):
+        if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name) or name in names[:i]:
+            raise UserError(
+                f"stages(): stage {i + 1} is named {name!r}; expected dict(stage=NAME, ...), each a name of its own, such as '8px'"
+            )
+    for key, value, never, why in (
+        ("sweep(history)", whole.ask is not None, False, "asks for trials once those before are done"),
+        ("run.trunk", flat["run.trunk"], False, "begins trials from those of shorter horizons"),
+        ("run.halving.at", tuple(flat["run.halving.at"]), (), "stops trials before their end"),
+        ("init.study", flat["init.study"], "", "is set by stages"),
+    ):
+        if value != never:
+            raise UserError(f"{key}={value!r} {why}, and an experiment with stages(): expected {never!r}")
+    for i, given in enumerate(staged):
+        config = ConfigDict(whole.config.to_dict())
+        for key, value in given.items():
+            if key == "stage":
+                continue
+            if (key not in flat and not key.startswith(tuple(f"{s}." for s in OPEN))) or key.startswith(
+                ("run.", "init.study", "init.trial")
+            ):
+                raise unknown(f"stages(): key of stage {names[i]!r}", key, flat)
+            for who, keys in (("the sweep", whole.swept), ("the command", asked)):
+                if key in keys:
+                    raise UserError(f"config key {key} is set by {who} and by stage {names[i]!r}; expected one of them")
+            parent, _, leaf = key.rpartition(".")
+            _set(config[parent] if parent else config, leaf, value, key)
+        config.init.study = names[i - 1] if i else ""
+        last = i == len(staged) - 1
+        name = whole.name if last else f"{whole.name}-{names[i]}"
+        found = whole._replace(name=name, config=config.lock(), stage=names[i], before=found)
+    return found
 
 
 def _check_points(config: ConfigDict, points: list[dict]) -> list[str]:
@@ -258,6 +308,7 @@ def configs(experiment: Experiment, here: bool = False) -> list[dict]:
         _counts(full)
         halving.marks(full)
         trunk.check(full)
+        warm.check(full)
         check_optim(full["optim"], DEFAULTS["optim"], full["parametrization"]["eps"])
         parametrization.table(**full["parametrization"])  # rules are checked before anything is traced
         populations.peak(full)
@@ -269,19 +320,52 @@ def configs(experiment: Experiment, here: bool = False) -> list[dict]:
     return found
 
 
-def expand(experiment: Experiment, data_print: str, complete: list[dict] | None = None) -> list[Trial]:
-    """The trials of a sweep, each with its complete config, of `configs` where they are at hand, and its identity."""
-    trials = {}
-    for point, full in zip(experiment.points, complete or configs(experiment), strict=True):
+def expand(
+    experiment: Experiment, data_print: str, complete: list[dict] | None = None, begins: list[Begun | None] | None = None
+) -> list[Trial]:
+    """The trials of a sweep, each with its complete config, of `configs` where they are at hand, and its identity.
+
+    `begins` is what those of each point begin from, found in the folders that they name where not told; that of a stage is told.
+    """
+    return list({t.id: t for t in at_points(experiment, data_print, complete, begins)}.values())
+
+
+def at_points(
+    experiment: Experiment, data_print: str, complete: list[dict] | None = None, begins: list[Begun | None] | None = None
+) -> list[Trial]:
+    """The trial at each point of a sweep, in order: two points may be one trial."""
+    trials, complete = {}, complete or configs(experiment)
+    if begins is None:
+        named = {(full["init"]["study"], full["init"]["trial"]) for full in complete}
+        found = {key: Begun("", 1, 0.0) if experiment.before else _begins(*key) for key in named}
+        begins = [found[full["init"]["study"], full["init"]["trial"]] for full in complete]
+    out = []
+    for point, full, begun in zip(experiment.points, complete, begins, strict=True):
         arm = point.get("arm") or " ".join([full["parametrization"]["name"], *[find.stem(point[k]) for k in ("optim.name",) if k in point]])
-        trial = Trial(identity(full, data_print), arm, full, point)
+        trial = Trial(identity(full, data_print, begun), arm, full, point, begun)
         if trials.get(trial.id, trial).config["sample"] != full["sample"]:
             raise UserError(
                 "two points of the sweep differ in sample.options alone, which change no training, so they are one trial; expected one, and "
                 "`lab sample DIR --option KEY=VALUE` to draw from it otherwise"
             )
         trials[trial.id] = trial
-    return list(trials.values())
+        out.append(trial)
+    return [trials[t.id] for t in out]
+
+
+def _begins(study: str, trial: str) -> Begun | None:
+    """What begins from a trial of the folder `study`, or its best, begins from: a digest of the weights, and what they took; None without one."""
+    if not study:
+        return None
+    folder = Path(study)
+    if not (folder / "study.json").exists():
+        raise UserError(f"config key init.study={study!r} holds no study.json; expected the folder of a study whose weights to begin from")
+    about, name, trial, _, digest = chosen(folder, trial)
+    rows = [r for r in record.read_rows(folder / name).to_pylist() if r["trial"] == trial]
+    before = about["trials"][trial].get("begun", {"after": 0})["after"]
+    return Begun(
+        digest, before + 1, float((rows[-1].get("flops") if rows else None) or 0.0)
+    )  # of weights brought from elsewhere nothing is known
 
 
 def _at(config: dict, point: dict[str, Any], sections: list[str]) -> dict:
@@ -303,16 +387,18 @@ def _whole(section: str, point: dict[str, Any]) -> bool:
     return f"{section}.name" in point or (section == "sample.options" and any(f"{k}.".startswith("sample.options.") for k in point))
 
 
-def identity(config: dict, data_print: str) -> str:
-    """Hash of what changes a trial's result: config without where it runs, how it is shown and judged, data, a user's own modules."""
+def identity(config: dict, data_print: str, begun: Begun | None = None) -> str:
+    """Hash of what changes a trial's result: config without where it runs, how it is shown and judged, data, a user's own modules, what it begins from."""
     kept = {k: v for k, v in config.items() if k not in ("run", "sample", "judge")}
     kept["eval"] = {k: v for k, v in kept["eval"].items() if k != "metric"}
     for section in {key.split(".")[0] for key in SINCE}:
         kept[section] = {k: v for k, v in kept[section].items() if (key := f"{section}.{k}") not in SINCE or v != SINCE[key]}
-    kept = {k: v for k, v in kept.items() if k != "transfer" or v}
+    kept["init"] = {k: config["init"][k] for k in ("transform", "options")} | {"from": begun[:2]} if begun else {}  # wherever it lies
+    kept = {k: v for k, v in kept.items() if k not in ("transfer", "init") or v}
     own = [find.source_digest(f"lab.{_folder(p)}", config[p]["name"]) for p in ("model", "objective", "data")]
     own += [find.source_digest("lab.layers", v) for k, v in sorted(config["model"].items()) if k != "name" and find.is_own(v)]
     own += filter(None, [find.source_digest("lab.optimizers", config["optim"]["name"])])
+    own += filter(None, [find.source_digest("lab.transforms", config["init"]["transform"])] if begun else [])
     text = json.dumps([NUMBERS, kept, data_print, own], sort_keys=True, default=list)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -442,18 +528,23 @@ class Study:
     a folder that cannot be written.
     """
 
-    def __init__(self, experiment: Experiment, folder: Path | None = None, here: bool = False):
-        self.experiment, self.folder = experiment, folder
+    def __init__(self, experiment: Experiment, folder: Path | None = None, here: bool = False, home: Path | None = None):
+        self.experiment, self.folder, self.followed = experiment, folder, False
         self.config = experiment.config.to_dict()
         complete = configs(experiment, here)
         if here and folder is not None and hosts.first():
             _can_be_written(folder)
+        home = home or (None if folder is None else folder / STAGES)
+        self.before = experiment.before and Study(experiment.before, home and home / experiment.before.stage, here, home)
+        if self.before:
+            self.before.followed = True
         console.print(f"{experiment.name}: opening data", markup=False)
         data = {**self.config["data"]}
         self.train = open_source(data, "train", self.config["run"]["data_dir"])
         self.held = open_source(data, "eval", self.config["run"]["data_dir"])
         self.print = self.train.info["fingerprint"]
-        self.trials = {t.id: t for t in expand(experiment, self.print, complete)}
+        points = at_points(experiment, self.print, complete, self.before and self.before.ends())
+        self.at, self.trials = [t.id for t in points], {t.id: t for t in points}
         self.known: dict = {}
         self._startup = 0.0  # seconds of this process before its first population, until that is told
         self._each: dict[str, float] = {}  # FLOPs of an example of each shape
@@ -528,7 +619,7 @@ class Study:
 
     def _point(self, trial: Trial) -> str:
         """Equal for trials that differ in their seed alone."""
-        return identity({**trial.config, "seed": 0}, self.print)
+        return identity({**trial.config, "seed": 0}, self.print, trial.begun)
 
     def _trunks(self) -> dict[str, dict]:
         """Of each population that begins from states of shorter horizons, or has begun so, at which step and from which populations.
@@ -561,7 +652,7 @@ class Study:
         """Equal for trials that differ in their horizon alone."""
         if trial.id not in self._twins:
             train = {**trial.config["train"], "steps": 0}
-            self._twins[trial.id] = identity({**trial.config, "train": train}, self.print)
+            self._twins[trial.id] = identity({**trial.config, "train": train}, self.print, trial.begun)
         return self._twins[trial.id]
 
     def _name(self, group: list[Trial]) -> str:
@@ -583,7 +674,7 @@ class Study:
     def _old(self, trial_id: str) -> Trial:
         t = self.known["trials"][trial_id]
         config = _at(json.loads(json.dumps(self.config, default=list)), t["point"], self.known.get("sections", []))
-        return Trial(trial_id, t["arm"], config, t["point"])
+        return Trial(trial_id, t["arm"], config, t["point"], Begun(**t["begun"]) if "begun" in t else None)
 
     def describe(self) -> dict:
         """study.json: everything a reader needs, and no absolute path; features of prompts are written beside it."""
@@ -596,6 +687,7 @@ class Study:
                 about = {"arm": t.arm, "seed": t.config["seed"], "steps": t.config["train"]["steps"]}
                 trials[t.id] = {**about, "point": t.point, "population": name}
                 trials[t.id] |= {"stopped": self.stopped[t.id]} if t.id in self.stopped else {}
+                trials[t.id] |= {"begun": t.begun._asdict()} if t.begun else {}
         e = self.experiment
         return {
             **{"schema": record.SCHEMA, "name": e.name, "question": e.question, "experiment": e.text},
@@ -608,6 +700,7 @@ class Study:
                 "populations": pops,
                 "versions": versions(),
             },
+            **({"stages": [s.experiment.stage for s in self.stages()]} if e.stage else {}),
             "data": about_data(self.folder, self.train, self.held, self.config["sample"]["n"], self.known.get("data", {})),
         }
 
@@ -626,6 +719,18 @@ class Study:
             out[name] = self._each[shape] * c["train"]["batch"] * c["train"]["steps"] * len(group)
         return out
 
+    def stages(self) -> list["Study"]:
+        """The stages up to this one, in order; a study that has none is one."""
+        return [*(self.before.stages() if self.before else ()), self]
+
+    def ends(self) -> list[Begun]:
+        """What trials of the stage after this one begin from, point by point; the FLOPs are those of all stages so far."""
+        work, where = self.work(), {t.id: n for n, group in self.packs.items() for t in group}
+        found = [self.trials[i] for i in self.at]
+        after, spent = zip(*((t.begun.after, t.begun.flops) if t.begun else (0, 0.0) for t in found), strict=True)
+        each = [work[where[t.id]] / len(self.packs[where[t.id]]) for t in found]
+        return [Begun(t.id, a + 1, s + e) for t, a, s, e in zip(found, after, spent, each, strict=True)]
+
     def run(self, interrupt: populations.Interrupt, only: str = "", largest_first: bool = False, began: float | None = None) -> Path:
         """Train what is not done yet and nobody else trains, rung by rung and round by round; returns the folder.
 
@@ -640,6 +745,10 @@ class Study:
         if hosts.first():
             self._writable()
         opened, order, self.others = None, None, {}
+        if self.before:
+            self._planned(True)
+            self.before.run(interrupt, largest_first=largest_first, began=began)
+            began = None
         while self._planned(order is None):
             wanted = self._wanted(only) if only else set(self.packs)
             order = [n for n in self._ordered(self.work(), largest_first) if n in wanted]
@@ -818,11 +927,15 @@ class Study:
 
     def adaptive(self) -> bool:
         """Whether some populations are made of others' results, or begin from their states."""
-        return self._goes_on() or bool(self.trunks)
+        return self._goes_on() or bool(self.trunks) or self.before is not None
 
     def _goes_on(self) -> bool:
         """Whether what is trained now decides what is trained next."""
-        return self.experiment.ask is not None or any(self.halving[n]["rung"] < len(self.halving[n]["marks"]) for n in self._last_rungs())
+        return (
+            self.followed
+            or self.experiment.ask is not None
+            or any(self.halving[n]["rung"] < len(self.halving[n]["marks"]) for n in self._last_rungs())
+        )
 
     def _last_rungs(self) -> list[str]:
         """Of each bracket, the populations of the rung that it has come to."""
@@ -860,12 +973,39 @@ class Study:
         if name in self.trunks:
             return self._branch(name, pop, until, leaves)
         if not start:
-            return populations.Span(start, until, leaves=leaves)
+            begins = self.packs[name][0].begun and (lambda: warm.states(pop, self._found(name)))
+            return populations.Span(start, until, begins, leaves=leaves, hands=self.followed)
         mine, parts = {t.id for t in self.packs[name]}, []
         for before in self._rung(self.halving[name]["bracket"], self.halving[name]["rung"] - 1):
             rows = [i for i, t in enumerate(self.packs[before]) if t.id in mine]
             parts += [(self.folder / before / "checkpoints", len(self.packs[before]), rows)] * bool(rows)
         return populations.Span(start, until, lambda: populations.gathered(pop.shapes(), start, parts))
+
+    def _found(self, name: str) -> list[warm.Found]:
+        """What each trial of a population begins from: weights of another study, or of the trials of the stage before."""
+        group = self.packs[name]
+        if not self.before:
+            init = group[0].config["init"]
+            found = restored(Path(init["study"]), init["trial"])
+            jax.config.update("jax_default_matmul_precision", group[0].config["train"]["precision"])
+            return [warm.Found(found.program, found.weights, found.weights)] * len(group)
+        parts = {}
+        for i in dict.fromkeys(t.begun.origin for t in group):
+            parts.setdefault(self.before.known["trials"][i]["population"], []).append(i)
+        found = {i: x for n, ids in parts.items() for i, x in zip(ids, self.before.handed(n, ids), strict=True)}
+        return [found[t.begun.origin] for t in group]
+
+    def handed(self, name: str, ids: list[str]) -> list[warm.Found]:
+        """What a population's trials have left for the stage after this one."""
+        group, c = self._group(name), self._group(name)[0].config
+        program, where = populations.build(c, self.train.dims), {t.id: i for i, t in enumerate(group)}
+        weights = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(group), *x.shape), x.dtype), populations.described(program))
+        like = {"params": weights, "ema": weights, "alive": jax.ShapeDtypeStruct((len(group),), bool)}
+        lost = "delete the folder of that population and run the same command again"
+        parts = [(self.folder / name / populations.END, len(group), [where[i] for i in ids])]
+        kept = populations.gathered(like, c["train"]["steps"], parts, lost)
+        one = [jax.tree.map(lambda x, i=i: x[i], kept) for i in range(len(ids))]
+        return [warm.Found(program, x["params"], x["ema"], bool(x["alive"])) for x in one]
 
     def _branch(self, name: str, pop: Population, until: int, leaves: int) -> populations.Span:
         """The steps of a population that begins from states of shorter horizons: their rows, so far, are its own."""
@@ -1041,8 +1181,11 @@ class Restored(NamedTuple):
     about: dict[str, str]
 
 
-def restored(folder: Path, trial: str = "") -> Restored:
-    """The best trial of the largest finished population of a study, or `trial`, whose best of each arm are kept."""
+def chosen(folder: Path, trial: str = "") -> tuple[dict, str, str, dict, str]:
+    """The best trial of the largest finished population of a study, or `trial`, whose best of each arm are kept.
+
+    -> what study.json says, its population, its id, all that is kept there, and a digest of its weights.
+    """
     about = record.read_study(folder)
     same_numbers(folder, about)
     kept_in, name = _largest(folder, about)
@@ -1056,15 +1199,21 @@ def restored(folder: Path, trial: str = "") -> Restored:
             raise UserError(
                 f"trial {trial!r} has no weights: its population {name!r} is not done, every trial of it diverged, or halving stopped it"
             )
+    kept = restore.trials(folder, name)
+    trial = trial or min(kept, key=lambda i: kept[i]["loss"])
+    if trial not in kept:
+        raise UserError(f"trial {trial!r} kept no weights (only the best of each arm does: {', '.join(kept)})")
+    return about, name, trial, kept, restore.digest(folder, name, trial)
+
+
+def restored(folder: Path, trial: str = "") -> Restored:
+    """The averaged weights of a study's best trial, or of `trial`, as `chosen` has them."""
+    about, name, trial, kept, _ = chosen(folder, trial)
     config = _since(record.read_json(folder / name / "config.json"))
     jax.config.update("jax_default_matmul_precision", config["train"]["precision"])
     program = populations.build(config, sizes(about["data"]))
-    found = restore.trials(folder, name)
-    trial = trial or min(found, key=lambda i: found[i]["loss"])
-    if trial not in found:
-        raise UserError(f"trial {trial!r} kept no weights (only the best of each arm does: {', '.join(found)})")
     weights = restore.weights(folder, name, program.model)[trial]
-    return Restored(program, weights, config, {"population": name, "trial": trial, "arm": found[trial]["arm"]})
+    return Restored(program, weights, config, {"population": name, "trial": trial, "arm": kept[trial]["arm"]})
 
 
 def sizes(info: dict) -> dict[str, int]:

@@ -54,11 +54,14 @@ class Program:
 
     def init(self, hyper: Hyper, apart: bool = False) -> State:
         """State before the first step; every number comes from hyper.seed and hyper.scales, weight by weight if `apart`."""
-        params = draw(jax.random.fold_in(jax.random.key(hyper.seed), 0), self.model, hyper.scales, apart)
+        return self.begin(hyper, draw(jax.random.fold_in(jax.random.key(hyper.seed), 0), self.model, hyper.scales, apart))
+
+    def begin(self, hyper: Hyper, params: Any, ema: Any = None) -> State:
+        """State before the first step from weights, and their average where it is another."""
         opt = optimizer(hyper, self.rate.at(hyper.horizon), self.core).init(params)
         first, alive = jnp.float32(jnp.inf), jnp.array(True)
         # a buffer of its own: donated buffers must not be shared between params and their average
-        ema = jax.tree.map(jnp.copy, params)
+        ema = jax.tree.map(jnp.copy, params) if ema is None else ema
         return State(params, opt, ema, jnp.int32(0), alive, first, self.failure.begin((params, opt, ema)))
 
     def update(self, params: Any, opt: Any, step: jax.Array, hyper: Hyper, batch: dict) -> tuple[jax.Array, Any, Any, Any]:

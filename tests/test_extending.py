@@ -40,6 +40,19 @@ def test_parts_of_ones_own_train_and_their_arrows_are_true(here, capsys):
         assert "every arrow is true" in capsys.readouterr().out
 
 
+def test_a_transform_of_ones_own_begins_from_what_was_trained(here, capsys):
+    alone = ["--config.model.mixer=./linear.py", "--config.sample.n=0", "--config.train.steps=6"]
+    assert cli.main(["run", "mine.py", *alone]) == 0
+    warm = ["--config.init.study=runs/mine", "--config.init.transform=./shrink.py"]
+    assert cli.main(["run", "mine.py", "--workdir", "again", *alone, *warm]) == 0
+    trials = [t for w in ("runs", "again") for t in record.read_study(f"{w}/mine")["trials"].items()]
+    assert trials[0][0] != trials[1][0]
+    assert trials[1][1]["begun"]["after"] == 1
+    (here / "shrink.py").write_text((here / "shrink.py").read_text() + "\n# another\n")  # its text is part of the trial
+    assert cli.main(["run", "mine.py", "--workdir", "again", *alone, *warm]) == 0
+    assert len(record.read_study("again/mine")["trials"]) == 2
+
+
 def test_an_optimizer_of_ones_own_trains_and_its_numbers_are_traced(here):
     path = here / "mine.py"
     changed = path.read_text().replace('yield {"model.mixer": mixer, "arm": mixer}', 'yield {"optim.alpha": 2.0 if "/" in mixer else 0.5}')

@@ -47,6 +47,7 @@ FLOORS = {
     "lab.coordinates": 6.5,  # builds and places trials as population does
     "lab.trunk": 4.5,  # asks optim where a decay begins
     "lab.halving": 6.2,  # which of population's trials go on
+    "lab.warm": 6.2,  # states of a population that begins from trained weights
     "lab.population": 6,
     "lab.judging": 5.5,  # trains nothing, and population runs it
     "lab.train": 5,
@@ -241,7 +242,7 @@ def test_an_experiment_is_short_data_with_a_question_that_builds(path):
     assert ast.get_docstring(ast.parse(text)).splitlines()[0].rstrip().endswith("?")
     experiment = load(str(path))
     assert experiment.points
-    for config in corners(experiment):
+    for config in [c for stage in stages(experiment) for c in corners(stage)]:
         program, batch = build(config)
         loss = jax.eval_shape(program.loss, described(program), jax.eval_shape(lambda: jax.random.key(0)), batch)
         assert loss.shape == (2,)
@@ -267,6 +268,11 @@ def test_families_train_on_the_flops_that_their_rung_has():
             assert spent == pytest.approx(rungs[smallest], rel=0.01), config["model"]["name"]
             seen.add(config["model"]["name"])
     assert len(seen) == 6
+
+
+def stages(experiment):
+    """An experiment's stages, in order, or the one that it is."""
+    return [*(stages(experiment.before) if experiment.before else ()), experiment]
 
 
 def corners(experiment):

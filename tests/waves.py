@@ -4,7 +4,7 @@ import small
 
 
 class Source(small.Source):
-    """`n` pictures; the two splits differ in their seed."""
+    """`n` pictures of `side` pixels; the two splits differ in their seed."""
 
-    def __init__(self, split, data_dir, n):
-        super().__init__(n=n if split == "train" else 64, seed=0 if split == "train" else 1)
+    def __init__(self, split, data_dir, n, side=16):
+        super().__init__(n=n if split == "train" else 64, side=side, seed=0 if split == "train" else 1)

@@ -57,7 +57,12 @@ class Format:
         """Their config.json of our model and data; UserError for an option that they have not."""
         m, d = config["model"], config["data"]
         expect(
-            m, {"qk_norm": False, "mlp_ratio": 4, "frequencies": 256, "mixer": "attention", "channel_mixer": "mlp"}, "config section model,"
+            m,
+            {
+                **{"qk_norm": False, "mlp_ratio": 4, "frequencies": 256, "mixer": "attention", "channel_mixer": "mlp"},
+                "position_width": 0,
+            },
+            "config section model,",
         )
         if not math.isclose(m["period"], PERIOD, rel_tol=1e-6):
             raise UserError(

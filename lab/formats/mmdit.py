@@ -11,7 +11,7 @@ from lab.formats.rules import Constant, Rule, expect
 from lab.layers.embed import sincos_2d
 
 LENGTH = 154  # words of CLIP and T5 in one sequence; their config.json tells no length, and no weight of theirs depends on it
-OURS = {"mlp_ratio": 4, "single": 0, "positions": "sincos"}
+OURS = {"mlp_ratio": 4, "single": 0, "positions": "sincos", "position_width": 0}
 STREAMS = {  # their names of a stream's norm, q k v, way out, gains of q k, and MLP
     "image": ("norm1", "attn.to_*", "attn.to_out.0", "attn.norm_*", "ff"),
     "text": ("norm1_context", "attn.add_*_proj", "attn.to_add_out", "attn.norm_added_*", "ff_context"),

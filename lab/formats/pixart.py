@@ -14,7 +14,7 @@ THEIRS = {
     **{"norm_type": "ada_norm_single", "upcast_attention": False, "attention_type": "default"},
 }
 OBJECTIVE = {"name": "diffusion", "schedule": "linear", "prediction": "eps", "label_drop": 0.1}
-OURS = {"qk_norm": False, "mlp_ratio": 4, "kv_compress": 1, "refiner": 0, "null_caption": False}
+OURS = {"qk_norm": False, "mlp_ratio": 4, "kv_compress": 1, "refiner": 0, "null_caption": False, "position_width": 0}
 BLOCK = "transformer_blocks.{i}."
 TIME = "adaln_single.emb.timestep_embedder."
 

@@ -8,14 +8,17 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
-from lab.axes import Dims, weight
+from lab.axes import Dims, split, weight
 
 
-def sincos_2d(side: int, width: int, interpolation: float = 1.0) -> np.ndarray:
+def sincos_2d(side: int, width: int, interpolation: float = 1.0, own: int = 0) -> np.ndarray:
     """Fixed 2-D sine-cosine positions [side*side, width], the column's before the row's as in MAE and DiT; width a multiple of 4.
 
-    `interpolation` divides the positions, so that a larger grid spans what a smaller one did (PixArt-alpha, arXiv 2310.00426).
+    `interpolation` divides the positions, so that a larger grid spans what a smaller one did (PixArt-alpha, arXiv 2310.00426). With `own`
+    they are those of so many features, each repeated: a model that was grown keeps the positions of its youth.
     """
+    if own:
+        return np.repeat(sincos_2d(side, own, interpolation), split("model.width", width, "model.position_width", own), axis=1)
     rates = 1.0 / 10_000 ** (np.arange(width // 4) / (width // 4))
     rows, cols = np.meshgrid(*[np.arange(side) / interpolation] * 2, indexing="ij")
     angles = [axis.reshape(-1, 1) * rates for axis in (cols, rows)]

@@ -28,7 +28,7 @@ class Model(nnx.Module):
 
     `zero_gates` starts every block as the identity; the released muP-DiT drops it (arXiv 2505.15270), so it is an option. `mixer` and
     `channel_mixer` name parts of lab/layers, or files of one's own, that export Mixer. `period` is that of
-    the time's slowest sine, of which published weights have another.
+    the time's slowest sine, of which published weights have another. `position_width` is that of the model that this one was grown from.
     """
 
     takes = ("x", "t", "label")
@@ -52,8 +52,9 @@ class Model(nnx.Module):
         mixer: str = "attention",
         channel_mixer: str = "mlp",
         period: float = embed.PERIOD,
+        position_width: int = 0,
     ):
-        self.patch, self.side, self.layers = dims["patch_side"], dims["side"], dims["layers"]
+        self.patch, self.side, self.layers, self.own = dims["patch_side"], dims["side"], dims["layers"], position_width
         self.patch_in = embed.Linear("patch -> embed", dims)
         self.time = embed.TimeEmbed(dims, period)
         self.label = embed.LabelEmbed(dims)
@@ -66,7 +67,7 @@ class Model(nnx.Module):
         need("dit", self.takes, inputs, cache)
         dtype = self.readout.get_value().dtype
         x = self.patch_in(embed.patchify(inputs["x"].astype(dtype), self.patch))
-        x = x + jnp.asarray(embed.sincos_2d(self.side // self.patch, x.shape[-1]), dtype)
+        x = x + jnp.asarray(embed.sincos_2d(self.side // self.patch, x.shape[-1], own=self.own), dtype)
         c = self.time(inputs["t"]) + self.label(inputs["label"])
         x = through(self.blocks, x, lambda block, x: block(x, c), self.layers)
         shift, gain = self.modulation(c)

@@ -14,9 +14,9 @@ from lab.models.shared import need, patches, through, trunk
 POSITIONS = ("sincos", "rope")
 
 
-def centre(side: int, crop: int, width: int) -> np.ndarray:
+def centre(side: int, crop: int, width: int, own: int = 0) -> np.ndarray:
     """Sine-cosine positions [side * side, width]: the centre of a table of crop x crop ones that span 0 .. side."""
-    table, start = embed.sincos_2d(crop, width, crop / side).reshape(crop, crop, width), (crop - side) // 2
+    table, start = embed.sincos_2d(crop, width, crop / side, own).reshape(crop, crop, width), (crop - side) // 2
     return table[start : start + side, start : start + side].reshape(side * side, width)
 
 
@@ -90,7 +90,7 @@ class Model(nnx.Module):
     `depth` dual blocks come first, then `single` blocks of one weight set over both. `positions` of image tokens are 'sincos', added to
     them as in SD3, or 'rope', turning queries and keys as in Flux; with 'rope', words stand at the origin. With `crop`, 'sincos' is the
     centre of a table of crop x crop positions, which span as much as the image's own would, as in published weights. `zero_gates`
-    starts every block as the identity.
+    starts every block as the identity. `position_width` is that of the model that this one was grown from.
     """
 
     @staticmethod
@@ -122,13 +122,13 @@ class Model(nnx.Module):
             **({"pooled_features": pooled_features} if pooled_features else {}),
         }
 
-    def __init__(self, dims: Dims, qk_norm: bool, zero_gates: bool, positions: str = "sincos", crop: int = 0):
+    def __init__(self, dims: Dims, qk_norm: bool, zero_gates: bool, positions: str = "sincos", crop: int = 0, position_width: int = 0):
         if positions not in POSITIONS:
             raise unknown("model.positions", positions, POSITIONS)
         self.patch, self.side, self.rotary = dims["patch_side"], dims["side"], positions == "rope"
         if self.rotary:
             split("model.head_dim", dims["head_dim"], "4 (rotary positions on a square)", 4)
-        self.crop = crop or self.side // self.patch
+        self.crop, self.own = crop or self.side // self.patch, position_width
         if self.crop < self.side // self.patch:
             raise UserError(f"model.crop={crop} is a table smaller than the image; expected {self.side // self.patch} or more patches")
         self.head_dim, self.singles = dims["head_dim"], dims["single_layers"]
@@ -155,7 +155,7 @@ class Model(nnx.Module):
         c = self.time(inputs["t"]) + self.pooled(said)
         angles = self._angles(text.shape[1]) if self.rotary else None
         if not self.rotary:
-            image = image + jnp.asarray(centre(self.side // self.patch, self.crop, image.shape[-1]), dtype)
+            image = image + jnp.asarray(centre(self.side // self.patch, self.crop, image.shape[-1], self.own), dtype)
         if self.blocks is not None:
             text, image = through(self.blocks, (text, image), lambda block, x: block(*x, c, angles), self.same)
         if self.single is None:

@@ -59,7 +59,7 @@ class Model(nnx.Module):
     attentions. `kv_compress` above 1 averages keys and values over squares of tokens in the deeper half of the blocks
     (PixArt-Sigma, arXiv 2403.04692). `refiner` blocks let the words read each other once more, by the time (LI-DiT, arXiv
     2406.11831). `interpolation` divides positions; published weights have no `null_caption`, which is for
-    features alone.
+    features alone. `position_width` is that of the model that this one was grown from.
     """
 
     takes = ("x", "t", "text")
@@ -94,8 +94,10 @@ class Model(nnx.Module):
             **text.axes(words, length, features, text_depth),
         }
 
-    def __init__(self, dims: Dims, qk_norm: bool, zero_gates: bool, null_caption: bool = True, interpolation: float = 1.0):
-        self.interpolation = interpolation
+    def __init__(
+        self, dims: Dims, qk_norm: bool, zero_gates: bool, null_caption: bool = True, interpolation: float = 1.0, position_width: int = 0
+    ):
+        self.interpolation, self.own = interpolation, position_width
         self.patch, self.side = dims["patch_side"], dims["side"]
         self.deep = (dims["layers"] + 1) // 2 if dims["kv_compress"] > 1 else 0
         self.shallow = dims["layers"] - self.deep
@@ -114,7 +116,7 @@ class Model(nnx.Module):
         need("pixart", self.takes, inputs, cache)
         dtype = self.readout.get_value().dtype
         x = self.patch_in(embed.patchify(inputs["x"].astype(dtype), self.patch))
-        x = x + jnp.asarray(embed.sincos_2d(self.side // self.patch, x.shape[-1], self.interpolation), dtype)
+        x = x + jnp.asarray(embed.sincos_2d(self.side // self.patch, x.shape[-1], self.interpolation, self.own), dtype)
         c = self.time(inputs["t"])
         time, words, said = self.modulation(c), self.words(inputs["text"]), text.said(inputs["text"])
         seen = said | ~jnp.any(said, axis=1, keepdims=True)

@@ -109,7 +109,7 @@ def test_all_rules_are_trials_of_one_population_and_each_is_a_trial_of_its_own()
 def test_a_trial_of_before_keeps_its_identity():
     changes = ({}, {"transfer.base_batch": 32}, {"parametrization.eps": "fixed"}, {"parametrization.decay": "sqrt"})
     configs = [small.config(data={"name": "mixture"}, **c) for c in changes]
-    older = {k: v for k, v in configs[0].items() if k not in ("transfer", "run", "sample", "judge")}
+    older = {k: v for k, v in configs[0].items() if k not in ("transfer", "init", "run", "sample", "judge")}
     older["parametrization"] = {"name": "mup", "alpha": 1.0}
     older["optim"] = {k: v for k, v in older["optim"].items() if k != "name"}
     older["eval"] = {k: v for k, v in older["eval"].items() if k != "metric"}
