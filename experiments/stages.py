@@ -1,7 +1,6 @@
 """Does a DiT of 32 pixels learn for fewer FLOPs where it begins at 8 and 16 (PixArt-alpha, arXiv 2310.00426; Lumina-mGPT, 2408.02657)?
 
-Scenes of one object, judged by an exact oracle; the patch stays, so tokens are 4, 16 and 64. `./launch.sh run experiments/stages.py`, then
-experiments/unstaged.py, which is the last stage alone for the FLOPs of all three, and `lab compare runs/unstaged runs/stages`.
+Scenes of one object, judged by an exact oracle; the patch stays, so tokens are 4, 16 and 64.
 """
 
 from ml_collections import ConfigDict
