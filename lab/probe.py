@@ -59,7 +59,7 @@ def probe(f: Callable, tree: Any, start: Any, *args: Any, measure: Measure = siz
     closed, shape = jax.make_jaxpr(f, return_shape=True)(tree, *args)
     flat, moved = jax.tree.leaves((tree, *args)), jax.tree.leaves(jax.tree.map(jnp.subtract, tree, start))
     n = len(names)
-    tracked = [(names[i], moved[i]) if i < n and names[i] else None for i in range(len(flat))]
+    tracked = [(names[i], moved[i]) if i < n and names[i] is not None else None for i in range(len(flat))]
     out, stats, _ = _Walk(measure, pairs).run(closed.jaxpr, closed.consts, flat, tracked, [None] * len(flat))
     return jax.tree.unflatten(jax.tree.structure(shape), out), stats
 
