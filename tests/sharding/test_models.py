@@ -25,6 +25,8 @@ MODELS = {
         {**TRUNK, **TEXT, "text_width": 64, "vocabulary": 64, "tokens": 16, "kv_group": 2},
         dict(qk_norm=True, positions="line"),
     ),
+    "classifier": ({**TRUNK, **IMAGE, "classes": 16}, dict(qk_norm=True)),
+    "two_tower": ({**TRUNK, **IMAGE, **TEXT}, dict(qk_norm=True)),
     "masked": ({**TRUNK, **TOKENS}, dict(qk_norm=True)),
     "meissonic": ({**TRUNK, **TEXT, "single": 1, "side": 8, "vocabulary": 64, "compress": 2}, dict(qk_norm=True, zero_gates=True)),
 }

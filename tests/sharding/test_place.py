@@ -64,7 +64,8 @@ def test_sets_of_rules_follow_the_mesh_and_entries_change_them():
     assert place.rules("fsdp+tensor", mesh)["batch"] == ("data", "fsdp")
     assert place.rules("", mesh) == place.rules("fsdp+tensor", mesh)  # no name: all axes of the mesh
     found = place.rules("fsdp", mesh, {"mlp": "tensor", "embed": "", "vocabulary": ("fsdp", "tensor")})
-    assert found == {"batch": ("data", "fsdp"), "mlp": ("tensor",), "vocabulary": ("fsdp", "tensor")}
+    over = dict.fromkeys(("condition", "text_embed"), ("fsdp",))
+    assert found == {"batch": ("data", "fsdp"), "mlp": ("tensor",), "vocabulary": ("fsdp", "tensor"), **over}
     assert place.rules("replicated", described(data=4)) == {"batch": ("data",)}
     assert place.rules("sequence", described(trials=2, sequence=4)) == {"trials": ("trials",), "tokens": ("sequence",)}
 
