@@ -16,6 +16,7 @@ from lab.data.loader import open_source
 from lab.errors import UserError
 from lab.files import sha256
 from lab.formats import chosen, rules, tensors
+from lab.objectives.pictures import floats
 from lab.record import read_json
 from lab.restore import described_model
 
@@ -51,8 +52,7 @@ class Tokenizer:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Tokens or latents of a batch's images, uint8 or floats in [-1, 1]."""
-        image = batch["image"]
-        return self._weights.encode(image.astype(jnp.float32) / 127.5 - 1.0 if image.dtype == jnp.uint8 else image)
+        return self._weights.encode(floats(batch["image"]))
 
     def pictures_of(self, given: dict[str, jax.Array]) -> jax.Array:
         """Pictures [B, side, side, channels] in [-1, 1] of what a call gives."""

@@ -14,7 +14,7 @@ from lab.data.drawing import drawing
 from lab.errors import UserError
 from lab.evals.subject import Subject
 from lab.log import console
-from lab.objectives.conditions import given
+from lab.objectives.conditions import stacked
 from lab.train import Program, over_trials
 
 KEY = 20_251_125  # the noise of samples is the same for every trial of every study
@@ -24,8 +24,7 @@ CHUNK = 128  # samples drawn at once
 def conditions(real: Any, n: int, objective: Any = None) -> dict[str, np.ndarray]:
     """What samples of an objective are drawn by, [n, ...], of random held-out examples, against which they are judged: label, text, ..."""
     rows = np.resize(np.random.default_rng(2).permutation(len(real))[:n], n)
-    each = [given(objective, real[int(i)]) for i in rows]
-    return {k: np.stack([g[k] for g in each]) for k in each[0]}
+    return stacked(objective, [real[int(i)] for i in rows])
 
 
 class Painter:

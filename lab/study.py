@@ -360,12 +360,11 @@ def _begins(study: str, trial: str) -> Begun | None:
     folder = Path(study)
     if not (folder / "study.json").exists():
         raise UserError(f"config key init.study={study!r} holds no study.json; expected the folder of a study whose weights to begin from")
-    about, name, trial, _, digest = chosen(folder, trial)
+    about, name, trial, _ = chosen(folder, trial)
     rows = [r for r in record.read_rows(folder / name).to_pylist() if r["trial"] == trial]
     before = about["trials"][trial].get("begun", {"after": 0})["after"]
-    return Begun(
-        digest, before + 1, float((rows[-1].get("flops") if rows else None) or 0.0)
-    )  # of weights brought from elsewhere nothing is known
+    flops = float((rows[-1].get("flops") if rows else None) or 0.0)  # of weights brought from elsewhere nothing is known
+    return Begun(restore.digest(folder, name, trial), before + 1, flops)
 
 
 def _at(config: dict, point: dict[str, Any], sections: list[str]) -> dict:
@@ -1181,10 +1180,10 @@ class Restored(NamedTuple):
     about: dict[str, str]
 
 
-def chosen(folder: Path, trial: str = "") -> tuple[dict, str, str, dict, str]:
+def chosen(folder: Path, trial: str = "") -> tuple[dict, str, str, dict]:
     """The best trial of the largest finished population of a study, or `trial`, whose best of each arm are kept.
 
-    -> what study.json says, its population, its id, all that is kept there, and a digest of its weights.
+    -> what study.json says, its population, its id, and all that is kept there.
     """
     about = record.read_study(folder)
     same_numbers(folder, about)
@@ -1203,12 +1202,12 @@ def chosen(folder: Path, trial: str = "") -> tuple[dict, str, str, dict, str]:
     trial = trial or min(kept, key=lambda i: kept[i]["loss"])
     if trial not in kept:
         raise UserError(f"trial {trial!r} kept no weights (only the best of each arm does: {', '.join(kept)})")
-    return about, name, trial, kept, restore.digest(folder, name, trial)
+    return about, name, trial, kept
 
 
 def restored(folder: Path, trial: str = "") -> Restored:
     """The averaged weights of a study's best trial, or of `trial`, as `chosen` has them."""
-    about, name, trial, kept, _ = chosen(folder, trial)
+    about, name, trial, kept = chosen(folder, trial)
     config = _since(record.read_json(folder / name / "config.json"))
     jax.config.update("jax_default_matmul_precision", config["train"]["precision"])
     program = populations.build(config, sizes(about["data"]))
@@ -1340,9 +1339,8 @@ def asked(found: Restored, folder: Path, info: dict, n: int) -> tuple[dict[str, 
 
 def originals(found: Restored, items: list[dict], info: dict) -> tuple[dict[str, np.ndarray], list[str]]:
     """As `asked`, of a tokenizer: examples to be restored, and a name for each."""
-    each = [conditions.given(found.program.objective, x) for x in items]
     names = [x.get("caption") or info["class_names"][int(x["label"])] for x in items]
-    return {k: np.stack([g[k] for g in each]) for k in each[0]}, names
+    return conditions.stacked(found.program.objective, items), names
 
 
 def _told(folder: Path, kept: dict) -> tuple[dict[str, np.ndarray], list[str]]:

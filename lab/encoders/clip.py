@@ -7,16 +7,15 @@ import jax.numpy as jnp
 
 from lab.encoders._frozen import Frozen, Kept, linear
 from lab.errors import unknown
+from lab.layers.modulation import layer_norm
 
 ACTIVATIONS = {"quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x), "gelu": lambda x: jax.nn.gelu(x, approximate=False)}
 OLD_END = 2  # what older configs say of the mark of the end, which is another: the largest number of a caption
 
 
 def normal(x: jax.Array, norm: list[jax.Array], epsilon: float) -> jax.Array:
-    """Layer norm of x [..., width] with its gain and bias, in float32."""
-    y = x.astype(jnp.float32)
-    y = (y - y.mean(-1, keepdims=True)) * jax.lax.rsqrt(y.var(-1, keepdims=True) + epsilon)
-    return (y * norm[0] + norm[1]).astype(x.dtype)
+    """Layer norm of x [..., width] with its gain and bias."""
+    return layer_norm(x, epsilon) * norm[0] + norm[1]
 
 
 class Encoder(Frozen):

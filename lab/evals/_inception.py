@@ -14,6 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from lab.errors import UserError
+from lab.evals._pictures import in_chunks
 
 SIDE, FEATURES, EPSILON = 299, 2048, 1e-3  # pixels a side that it sees; numbers that it gives; of its norms
 CHUNK = 32  # pictures looked at at once
@@ -149,8 +150,5 @@ class Inception:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         if images.shape[-1] not in (1, 3):
             raise UserError(f"Inception looks at pictures of 3 channels, or 1; these have {images.shape[-1]}")
-        size = min(CHUNK, len(images))
-        padded = np.resize(images, (-(-len(images) // size) * size, *images.shape[1:])).astype(np.float32)
         with jax.default_matmul_precision("highest"):
-            out = [np.asarray(self._run(self._weights, padded[i : i + size])) for i in range(0, len(padded), size)]
-        return np.concatenate(out)[: len(images)].astype(float)
+            return in_chunks(lambda x: self._run(self._weights, x), images.astype(np.float32), min(CHUNK, len(images)))

@@ -10,6 +10,7 @@ import numpy as np
 
 from lab import axes, find, record, restore
 from lab.errors import UserError, unknown
+from lab.evals._pictures import in_chunks
 
 CHUNK = 128  # pictures or texts that are looked at at once
 
@@ -44,10 +45,8 @@ class Learned:
     def _over(self, name: str, call: Callable, given: np.ndarray) -> np.ndarray:
         if name not in self._run:
             self._run[name] = jax.jit(call)
-        padded = np.resize(given, (-(-len(given) // CHUNK) * CHUNK, *given.shape[1:]))
         with jax.default_matmul_precision("highest"):
-            out = [np.asarray(self._run[name](self._weights, padded[i : i + CHUNK])) for i in range(0, len(padded), CHUNK)]
-        return np.concatenate(out)[: len(given)].astype(float)
+            return in_chunks(lambda x: self._run[name](self._weights, x), given, CHUNK)
 
 
 def load(key: str, folder: str, trial: str = "") -> dict[str, Learned]:

@@ -1,5 +1,6 @@
 """What judges share: pictures of sources and of samples in one range, and checks of what they are given."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,12 @@ def pictures(source: Any, rows: np.ndarray) -> np.ndarray:
     """Examples `rows` of a source in the range a model sees, float32 [N, h, w, c]: uint8 in [-1, 1], floats as they are."""
     images = np.stack([source[int(i)]["image"] for i in rows])
     return images.astype(np.float32) / 127.5 - 1 if images.dtype == np.uint8 else images.astype(np.float32)
+
+
+def in_chunks(call: Callable[[np.ndarray], Any], x: np.ndarray, size: int) -> np.ndarray:
+    """`call` of x [N, ...], `size` rows at a time, the last ones filled up: one shape is one compile; float64."""
+    padded = np.resize(x, (-(-len(x) // size) * size, *x.shape[1:]))
+    return np.concatenate([np.asarray(call(padded[i : i + size])) for i in range(0, len(padded), size)])[: len(x)].astype(float)
 
 
 def subset(source: Any, n: int) -> np.ndarray:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from lab.errors import UserError
+from lab.objectives.pictures import floats
 
 
 class Objective:
@@ -23,8 +24,7 @@ class Objective:
 
     def inputs(self, key: jax.Array, batch: dict) -> dict[str, jax.Array]:
         """x, the pictures in [-1, 1] (bytes are scaled to it, floats are as they are), and `target`, their labels [B]."""
-        x = batch["image"]
-        return {"x": x.astype(jnp.float32) / 127.5 - 1.0 if x.dtype == jnp.uint8 else x, "target": batch["label"]}
+        return {"x": floats(batch["image"]), "target": batch["label"]}
 
     def losses(self, model: Callable, given: dict) -> jax.Array:
         """`loss` of what `inputs` gave, or of some of its examples."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lab.errors import UserError
 
@@ -18,6 +19,12 @@ def known(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
 def given(objective: object, item: dict) -> dict:
     """What an objective's samples are drawn by, of one example: its conditions, and its picture as `original` where samples restore one."""
     return known(item) | ({"original": item["image"]} if getattr(objective, "restores", False) else {})
+
+
+def stacked(objective: object, items: list[dict]) -> dict[str, np.ndarray]:
+    """`given` of several examples, [n, ...]."""
+    each = [given(objective, x) for x in items]
+    return {k: np.stack([g[k] for g in each]) for k in each[0]}
 
 
 def hidden(given: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from lab.errors import UserError
+from lab.objectives.pictures import floats
 
 NEVER = -1e30  # in the place of a logit that does not count
 
@@ -33,8 +34,7 @@ class Objective:
             raise UserError(
                 "objective contrast needs a source with text; config key data: shapes has it by extras=('text',), 'text' adds it"
             )
-        x = batch["image"]
-        return {"x": x.astype(jnp.float32) / 127.5 - 1.0 if x.dtype == jnp.uint8 else x, "text": batch["text"]}
+        return {"x": floats(batch["image"]), "text": batch["text"]}
 
     def _logits(self, model: Callable, key: jax.Array, batch: dict) -> jax.Array:
         given = self.inputs(key, batch)

@@ -12,6 +12,7 @@ import numpy as np
 
 from lab.errors import UserError, unknown
 from lab.objectives import conditions, gaussian
+from lab.objectives.pictures import floats
 
 PREDICTIONS = ("eps", "x0", "v")
 
@@ -72,14 +73,14 @@ class Objective:
         loss = jnp.asarray(self.weight, jnp.float32)[step] * jnp.mean(jnp.square(out - target), over)
         if self.learned:
             told = jax.lax.stop_gradient(self._data(given["x"], out, self.level, step))
-            terms = self._bound(step, _floats(image), told, share, image.dtype == jnp.uint8)
+            terms = self._bound(step, floats(image), told, share, image.dtype == jnp.uint8)
             loss += 0.001 * self.timesteps * jnp.mean(terms, over) / math.log(2)
         return loss
 
     def _drawn(self, key: jax.Array, batch: dict) -> tuple[dict, jax.Array, jax.Array, jax.Array]:
         """What the model is given, steps [B], x_0 and target."""
         k_offset, k_noise, k_drop = jax.random.split(key, 3)
-        x0 = _floats(batch["image"])
+        x0 = floats(batch["image"])
         n = x0.shape[0]
         # one offset for evenly spaced quantiles, so that the batch covers all steps
         u = jnp.mod(jax.random.uniform(k_offset) + (jnp.arange(n) + 0.5) / n, 1.0)
@@ -163,8 +164,3 @@ class Objective:
 def _at(values: np.ndarray, at: jax.Array, ndim: int) -> jax.Array:
     """Entries `at`, [B] or one, of a table [N], in float32 and with as many dims as images."""
     return jnp.asarray(values, jnp.float32)[at].reshape(-1, *[1] * (ndim - 1))
-
-
-def _floats(image: jax.Array) -> jax.Array:
-    """Images in [-1, 1]; those of bytes are scaled to it."""
-    return image.astype(jnp.float32) / 127.5 - 1.0 if image.dtype == jnp.uint8 else image

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from lab import find
 from lab.errors import UserError, unknown
 from lab.objectives import conditions, times
+from lab.objectives.pictures import floats
 
 METHODS = ("euler", "heun", "midpoint")
 
@@ -38,8 +39,7 @@ class Objective:
         Images are uint8 or in [-1, 1]. One draw hides both the label and the text of an example.
         """
         k_offset, k_noise, k_drop = jax.random.split(key, 3)
-        x0 = batch["image"]
-        x0 = x0.astype(jnp.float32) / 127.5 - 1.0 if x0.dtype == jnp.uint8 else x0
+        x0 = floats(batch["image"])
         n = x0.shape[0]
         # one offset for evenly spaced quantiles: the batch covers all times, each example's time has the asked density
         u = jnp.mod(jax.random.uniform(k_offset) + (jnp.arange(n) + 0.5) / n, 1.0)

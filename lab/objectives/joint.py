@@ -13,6 +13,7 @@ import numpy as np
 from lab import find
 from lab.errors import UserError, unknown
 from lab.objectives import conditions, flow, times
+from lab.objectives.pictures import floats
 
 TASKS = ("image", "text", "pair", "image_alone", "text_alone")
 
@@ -71,7 +72,7 @@ class Objective:
     def inputs(self, key: jax.Array, batch: dict) -> dict[str, jax.Array]:
         """x, t, text and t_text as the model takes them, and the velocities `target` and `text_target`. Images are uint8 or in [-1, 1]."""
         keys = jax.random.split(key, 5)
-        image, text = _floats(batch["image"]), self.written(batch["text"])
+        image, text = floats(batch["image"]), self.written(batch["text"])
         n = image.shape[0]
         t, t_text = (self._times(k, n) for k in keys[:2])
         if self.edges:  # one draw tells whether an edge, which of the two, and which end
@@ -140,7 +141,7 @@ class Objective:
         noise = [jax.random.normal(k, s) for k, s in zip(jax.random.split(key), ((n, *shape), text.shape), strict=True)]
         moves = task in ("image", "image_alone", "pair"), task in ("text", "text_alone", "pair")
         # what does not move is given, at time 0, or noise, at time 1
-        given = {"image": (None, text), "text": (_floats(cond["image"]) if task == "text" else None, None)}.get(task, (None, None))
+        given = {"image": (None, text), "text": (floats(cond["image"]) if task == "text" else None, None)}.get(task, (None, None))
         start = [z if g is None else g for z, g in zip(noise, given, strict=True)]
         still = [1.0 if g is None else 0.0 for g in given]
 
@@ -173,11 +174,6 @@ class Objective:
         if not moves[1]:
             return image
         return {"words": self.read(text), **({"image": image} if moves[0] else {})}
-
-
-def _floats(image: jax.Array) -> jax.Array:
-    """Images in [-1, 1]; those of bytes are scaled to it."""
-    return image.astype(jnp.float32) / 127.5 - 1.0 if image.dtype == jnp.uint8 else image
 
 
 def _between(data: jax.Array, noise: jax.Array, t_B: jax.Array) -> jax.Array:

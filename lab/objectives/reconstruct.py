@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from lab.errors import UserError, unknown
+from lab.objectives.pictures import floats
 
 ERRORS = {"mse": jnp.square, "l1": jnp.abs}
 
@@ -31,8 +32,7 @@ class Objective:
 
     def inputs(self, key: jax.Array, batch: dict) -> dict[str, jax.Array]:
         """Pictures in [-1, 1] (bytes are scaled to it, floats are as they are), and a key for each."""
-        image = batch["image"]
-        image = image.astype(jnp.float32) / 127.5 - 1.0 if image.dtype == jnp.uint8 else image
+        image = floats(batch["image"])
         return {"image": image, "keys": jax.random.split(key, image.shape[0])}
 
     def losses(self, model: Callable, given: dict) -> jax.Array:
