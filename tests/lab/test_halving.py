@@ -159,7 +159,7 @@ def test_a_study_cut_off_at_a_mark_goes_on_with_the_same_records(pair, tmp_path,
     class Cut(Exception):
         pass
 
-    def cut(*_):
+    def cut(*_, **__):
         raise Cut
 
     path, folder = experiment(tmp_path), tmp_path / "tiny"

@@ -174,7 +174,7 @@ def test_numbers_of_an_optimizers_own_are_traced_and_its_name_is_not(tmp_path):
 
 def test_a_trial_of_adamw_is_the_one_it_was_before_it_had_a_name(tmp_path):
     (trial,) = expand(load(written(tmp_path, "b2=0.95")), "print")
-    kept = {k: v for k, v in trial.config.items() if k not in ("run", "sample", "judge", "transfer")}
+    kept = {k: v for k, v in trial.config.items() if k not in ("run", "sample", "judge", "transfer", "init")}
     kept["eval"] = {k: v for k, v in kept["eval"].items() if k != "metric"}
     kept["parametrization"] = {"name": "mup", "alpha": 1.0}
     kept["optim"] = {k: v for k, v in kept["optim"].items() if k != "name"}

@@ -217,7 +217,7 @@ def test_a_horizon_added_later_begins_from_what_is_there(pair, tmp_path):
 
     name = {t["steps"]: t["population"] for t in record.read_study(folder)["trials"].values()}
     shutil.rmtree(folder / name[32] / "trunk")
-    for part in (folder / name[20] / "trunk").glob("**/d/*"):
+    for part in (folder / name[20] / "trunk").glob("**/*.safetensors"):
         part.write_bytes(bytes(part.stat().st_size))
     path = experiment(tmp_path, horizons=(12, 20, 32, 36))
     with pytest.raises(study.UserError, match=r"are gone or damaged; restore .*trunk', or run the same command again"):

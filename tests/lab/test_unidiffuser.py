@@ -131,7 +131,7 @@ def test_a_study_paints_captions_and_its_model_draws_captions_and_pairs(tmp_path
     cond = {k: np.stack([x[k] for x in items]) for k in ("text", "image", "label")}
     weights = jax.tree.map(lambda x: x[None], found.weights)
     for task, kinds in (("pair", {"image", "words"}), ("text", {"words"}), ("text_alone", {"words"}), ("image_alone", {"image"})):
-        drawn = Painter(found.program, (8, 8, 3), {"task": task, "steps": 2}, clip=True).samples(weights, cond)
+        drawn = Painter(found.program, (8, 8, 3), {"task": task, "steps": 2}, source.info, clip=True).samples(weights, cond)
         assert set(drawn) == kinds
         if "image" in kinds:
             assert drawn["image"].shape == (1, 3, 8, 8, 3)
