@@ -62,9 +62,9 @@ def table(rows: list[tuple]) -> str:
 
 def config(experiment: str = "quickstart", **changes: Any) -> dict[str, Any]:
     """The complete config of an experiment of experiments/ with `changes` by dotted key."""
-    from lab import study
+    from lab.experiment import load as experiment_file
 
-    c = study.load(str(ROOT / "experiments" / f"{experiment}.py")).config.to_dict()
+    c = experiment_file(str(ROOT / "experiments" / f"{experiment}.py")).config.to_dict()
     for key, value in changes.items():
         section, _, leaf = key.partition(".")
         c[section][leaf] = value

@@ -14,6 +14,8 @@ import numpy as np
 
 from lab import stores, study
 from lab.checkpoint import Checkpoints
+from lab.data.loader import held_out
+from lab.experiment import load
 from lab.population import Population
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,11 +62,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50, help="between checkpoints (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=9, help="with and without (default %(default)s)")
     args = parser.parse_args()
-    s = study.Study(study.load(str(ROOT / "experiments" / "quickstart.py"), [f"--config.run.data_dir={ROOT / 'data'}"]))
+    s = study.Study(load(str(ROOT / "experiments" / "quickstart.py"), [f"--config.run.data_dir={ROOT / 'data'}"]))
     rows = []
     for width in args.widths:
         group = next(g for g in s.packs.values() if g[0].config["model"]["width"] == width)
-        pop = Population(group, s.train, study.held_out(group[0].config, s.held))
+        pop = Population(group, s.train, held_out(group[0].config, s.held))
         folder = Path(tempfile.mkdtemp(prefix="lab-checkpoint-"))
         try:
             wall, cores = rounds(pop, args.steps, args.rounds, folder)

@@ -226,7 +226,7 @@ def _outcome(study: Path) -> dict:
     import numpy as np
 
     from lab import record
-    from lab.study import restored
+    from lab.sampling import restored
 
     rows = record.results(study).to_pylist()
     keys = [(r["trial"], r["step"]) for r in rows]

@@ -22,7 +22,7 @@ def get_config():
     )
     c.base = dict(width=128)
     c.objective = dict(name="flow", time="logit_normal", label_drop=0.1)
-    latents = dict(name="encoded", path="icons-kl", shapes=dict(image=(8, 8, 4)), classes=4)
+    latents = dict(name="encoded", path="icons-kl", shapes=dict(image=(8, 8, 4)), classes=2)
     c.data = dict(name="text", source=latents, tokens="words", words=1024, length=8)
     c.optim = dict(schedule="cosine", warmup=100, lr=2.0**-8)
     c.train = dict(steps=3000, batch=32, log_every=50)

@@ -2,7 +2,7 @@
 
 One alone, and the set that it makes for icons_tokens.py and icons_latents.py:
 `./launch.sh run experiments/icons_tokenizers.py --config.model.name=vq --workdir runs/vq`
-`./launch.sh data encode icons size=32 views=2 --with runs/vq/icons_tokenizers --to icons-vq`
+`./launch.sh data encode icons size=32 views=2 'sets=("fontawesome", "octicons")' --with runs/vq/icons_tokenizers --to icons-vq`
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +20,7 @@ def get_config():
     c.model = ARMS["vq"][0]
     c.base = dict(width=96)
     c.objective = dict(name="reconstruct", error="mse", weight=0.25)
-    c.data = dict(name="icons", size=32, sets=("material", "fontawesome", "octicons", "simple"), views=2)
+    c.data = dict(name="icons", size=32, sets=("fontawesome", "octicons"), views=2)
     c.optim = dict(schedule="cosine", warmup=100, lr=2.0**-8)
     c.train = dict(steps=1500, batch=32, log_every=50)
     c.eval = dict(examples=512, batch=128, every=500)

@@ -25,7 +25,7 @@ def get_config():
     c = ConfigDict()
     c.base = dict(width=128)
     c.model, c.objective = ARMS["decoder"][:2]
-    tokens = dict(name="encoded", path="icons-vq", shapes=dict(tokens=(8, 8)), classes=4, vocabulary=256)
+    tokens = dict(name="encoded", path="icons-vq", shapes=dict(tokens=(8, 8)), classes=2, vocabulary=256)
     c.data = dict(name="text", source=tokens, tokens="words", words=1024, length=8)
     c.optim = dict(schedule="cosine", warmup=100, lr=2.0**-8)
     c.train = dict(steps=2500, batch=32, log_every=50)

@@ -96,10 +96,10 @@ def _value(config: Mapping, key: str) -> Any:
 
 def _loaded(folder: Path, study: dict, file: Path) -> dict:
     """The config of an experiment file; UserError where its data are not those of the records."""
-    from lab import study as studies
     from lab.data.loader import open_source
+    from lab.experiment import load
 
-    config = studies.load(str(file)).config.to_dict()
+    config = load(str(file)).config.to_dict()
     info, known = open_source({**config["data"]}, "train", config["run"]["data_dir"]).info, study["data"]
     mine, theirs = (str(v.get("fingerprint", v["origin"])) for v in (info, known))
     if mine != theirs:
@@ -111,11 +111,12 @@ def _loaded(folder: Path, study: dict, file: Path) -> dict:
 
 def _counted(folder: Path, config: dict, convention: str) -> Target:
     """A config's run, its example counted in the traced program; UserError where the records' FLOPs were counted otherwise."""
-    from lab import cost, study
+    from lab import cost
+    from lab.sampling import counted
 
     if convention != cost.CONVENTION:
         raise UserError(f"--to: FLOPs of {folder} were counted as {convention!r}, and here as {cost.CONVENTION!r}")
-    each, params = study.counted(folder, config)
+    each, params = counted(folder, config)
     examples = config["train"]["batch"] * config["train"]["steps"]
     return Target(float(each * examples), float(params), float(examples), f"counted: {each:.4g} FLOPs an example")
 

@@ -16,12 +16,14 @@ import numpy as np
 
 from lab import audit, axes, figures, find, parametrization
 from lab.coordinates import Setting, measured
+from lab.data.loader import held_out
 from lab.errors import UserError
+from lab.experiment import load
 from lab.files import write_json
 from lab.log import Progress
 from lab.parametrization import Table
 from lab.population import build
-from lab.study import Study, held_out, kinds, load, versions
+from lab.study import Study, kinds, versions
 from lab.verdict import BOUND, Fault, Ladder, Slopes, Verdict, arrows, judge, late, slopes
 
 RULES = ("mup", "standard")  # the first is judged; the second shows whether the check can fail

@@ -304,9 +304,10 @@ def _jax() -> None:
 
 def _study(args: argparse.Namespace, folder: bool = False):
     from lab import study
+    from lab.experiment import load
 
     _jax()
-    experiment = study.load(args.experiment, args.overrides)
+    experiment = load(args.experiment, args.overrides)
     return study.Study(experiment, Path(args.workdir) / experiment.name if folder else None, here=args.command == "plan")
 
 
@@ -336,8 +337,9 @@ def _run(args: argparse.Namespace) -> int:
         return INTERRUPTED
     console.quiet = not hosts.first()
     from lab import study as studies
+    from lab.experiment import load
 
-    experiment = studies.load(args.experiment, args.overrides)
+    experiment = load(args.experiment, args.overrides)
     folder, nothing = (
         Path(args.workdir) / experiment.name,
         f"task {args.task}: the study has no more populations, so there is nothing to do",
@@ -415,7 +417,8 @@ def _plan_pod(args: argparse.Namespace) -> int:
         raise UserError(f"--price={args.price} must be that of a chip-hour, 0 or more")
     os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs: the devices of this machine are left to others
     _jax()
-    from lab import pods, pods_text, study
+    from lab import pods, pods_text
+    from lab.experiment import load
 
     if args.all:
         if args.topology or args.mesh or args.overrides:
@@ -424,7 +427,7 @@ def _plan_pod(args: argparse.Namespace) -> int:
         rows = pods.every(sorted((ROOT / "experiments" / "pods").glob("*.py")), out, args.price)
         print(f"{pods_text.table(rows)}\n\nplans: {out}")
         return 0
-    experiment = study.load(args.experiment, args.overrides)
+    experiment = load(args.experiment, args.overrides)
     on = pods.pod(args.topology, args.slices)
     told = pods.plan(experiment, on, args.mesh and pods.sizes(args.mesh, len(on.devices)), args.price)
     print(pods_text.text(told))
@@ -616,9 +619,9 @@ def _transfer(args: argparse.Namespace) -> None:
 def _size(folder: Path, config: dict) -> tuple[float, int]:
     """FLOPs of a training example of a config on a study's data, and its parameters."""
     _jax()
-    from lab import study
+    from lab.sampling import counted
 
-    return study.counted(folder, config)
+    return counted(folder, config)
 
 
 def _batch(args: argparse.Namespace) -> None:
@@ -708,10 +711,11 @@ def _ladder(args: argparse.Namespace) -> None:
 
     written.check(Path(args.out))  # before data is opened
     _jax()
-    from lab import designs, study
+    from lab import designs
+    from lab.experiment import load
 
     asked = designs.Asked(args.budget, args.points, args.seeds, args.epochs, args.steps)
-    experiment, prior = study.load(args.experiment, args.overrides), Path(args.prior) if args.prior else None
+    experiment, prior = load(args.experiment, args.overrides), Path(args.prior) if args.prior else None
     print(designs.ladder(experiment, asked, args.design, args.over, prior, args.noise, args.lr, Path(args.out)))
 
 
@@ -724,35 +728,36 @@ def _sample(args: argparse.Namespace) -> None:
 
     folder = Path(args.study)
     info = record.read_study(folder)["data"]
-    from lab import report, study
+    from lab import report, sampling
+    from lab.experiment import sampler_options
     from lab.log import console
 
     _jax()
-    found = study.restored(folder, args.trial)
+    found = sampling.restored(folder, args.trial)
     restores = getattr(found.program.objective, "restores", False)  # of a tokenizer: pictures of the data, and what becomes of them
-    train, held = study.sources(folder, args.data_dir) if args.judge or args.prompt or restores else (None, None)
+    train, held = sampling.sources(folder, args.data_dir) if args.judge or args.prompt or restores else (None, None)
     options = {**found.config["sample"]["options"], **dict(map(_option, args.option))}
-    study.sampler_options(found.program.objective, options, "sample.options")
+    sampler_options(found.program.objective, options, "sample.options")
     about = found.about
     told = f"{args.n} samples of trial {about['trial']} ({about['arm']}, {about['population']}"
     said = f"compiling the sampler of trial {about['trial']} and drawing {args.n} samples"
     if args.judge:
-        scores = study.judged(found, train, held, args.judge, args.n, options, args.data_dir, lambda: console.print(said, markup=False))
+        scores = sampling.judged(found, train, held, args.judge, args.n, options, args.data_dir, lambda: console.print(said, markup=False))
         print(f"{told}{''.join(f'; {k} {v}' for k, v in options.items())})")
         for column, value in scores.items():
             print(f"{column:24} {value:.6g}")
         return
     if args.prompt:
-        cond, names = study.prompted(found, folder, held, args.prompt, args.n)
+        cond, names = sampling.prompted(found, folder, held, args.prompt, args.n)
     elif restores:
         items = [held[i] for i in range(min(args.n, len(held)))]
-        cond, names = study.originals(found, items, info)
+        cond, names = sampling.originals(found, items, info)
     else:
-        cond, names = study.asked(found, folder, info, args.n)
+        cond, names = sampling.asked(found, folder, info, args.n)
     console.print(said, markup=False)
-    images = study.sample(found, info, cond, options, args.data_dir)
+    images = sampling.sample(found, info, cond, options, args.data_dir)
     if restores:
-        images, names = report.beside([study.picture(x, info) for x in items], images, names)
+        images, names = report.beside([sampling.picture(x, info) for x in items], images, names)
     report.grid(images, names, Path(args.out))
     print(f"{told}): {args.out}")
 

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lab import cost, fit, population, study, target, written
-from lab.data.loader import open_source
+from lab import cost, fit, population, target, written
+from lab.data.loader import held_out, open_source
 from lab.errors import UserError, unknown
+from lab.experiment import Experiment
 from lab.laws import allocation
 from lab.laws.fits import LEVEL, Fit, refusal, replicates, span
 from lab.laws.points import Points, code, points
@@ -113,7 +114,7 @@ def counted(config: dict, over: str) -> tuple[Sizes, Size, int]:
     if leaf not in config["base"]:
         raise UserError(f"--over={over} has no base, so no rule would scale weights from size to size; give config.base an entry {leaf!r}")
     train, held = (open_source({**config["data"]}, s, config["run"]["data_dir"]) for s in ("train", "eval"))
-    one = study.held_out({**config, "eval": {**config["eval"], "examples": 1, "batch": 1}}, held)
+    one = held_out({**config, "eval": {**config["eval"], "examples": 1, "batch": 1}}, held)
 
     def count(size: int) -> tuple[int, float]:
         program = population.build({**config, "model": {**config["model"], leaf: size}}, train.dims)
@@ -353,7 +354,7 @@ def notes(a: Asked, cells: list[Cell], sizes: Sizes, prior: Prior, kind: str) ->
 
 
 def ladder(
-    experiment: study.Experiment,
+    experiment: Experiment,
     asked: Asked,
     kind: str,
     over: str,

@@ -1,5 +1,6 @@
 """Judges a population's trials on a schedule, on a thread of its own, beside the training."""
 
+import functools
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -46,16 +47,21 @@ class Painter:
     ):
         self._clip, self.objective, self._drawing, self._decode = clip, program.objective, drawing(info), decode
 
-        def draw(params, key, cond):
-            return program.sample(params, key, cond, shape=tuple(shape), **options)
+        def drawer(**more):
+            find.check(program.objective.sample, more, "the sampler's option", ("model", "key", "cond", "shape"))
 
-        self._draw = jax.jit(over_trials(draw, (0, None, None), turns))
+            def draw(params, key, cond):
+                return program.sample(params, key, cond, shape=tuple(shape), **{**options, **more})
+
+            return jax.jit(over_trials(draw, (0, None, None), turns))
+
+        self._drawer = functools.cache(drawer)
         self._errors = jax.jit(over_trials(program.errors, (0, None, None), turns))
 
-    def samples(self, params: Any, cond: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def samples(self, params: Any, cond: dict[str, np.ndarray], **options: Any) -> dict[str, np.ndarray]:
         """What is drawn, [trials, n, ...], for conditions [n, ...], and under 'image' its pictures: floats as a model sees them.
 
-        A sampler that draws several things gives a dict of them, of which all are kept. Pictures are cut to [-1, 1] where the source has
+        `options` stand in place of the sampler's own. A sampler that draws several things gives a dict of them, of which all are kept. Pictures are cut to [-1, 1] where the source has
         bytes (`clip`).
         """
         n = len(next(iter(cond.values())))
@@ -63,7 +69,8 @@ class Painter:
         padded = {k: np.resize(v, (-(-n // size) * size, *v.shape[1:])).reshape(-1, size, *v.shape[1:]) for k, v in cond.items()}
         keys = jax.random.split(jax.random.key(KEY), -(-n // size))
         chunks = [jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), padded) for i in range(len(keys))]
-        parts = [jax.device_get(self._draw(params, k, c)) for k, c in zip(keys, chunks, strict=True)]
+        draw = self._drawer(**options)
+        parts = [jax.device_get(draw(params, k, c)) for k, c in zip(keys, chunks, strict=True)]
         drawn = jax.tree.map(lambda *x: np.concatenate(x, 1)[:, :n], *parts)
         if isinstance(drawn, dict):
             return drawn | ({"image": np.clip(drawn["image"], -1.0, 1.0)} if self._clip and "image" in drawn else {})
@@ -122,15 +129,16 @@ class Judging:
             given = once("conditions", lambda: conditions(self._real, self.n, self._painter.objective))
             return {k: v[i] for k, v in once("samples", lambda: self._painter.samples(params, given)).items()} | given
 
-        def asked(i, cond):  # a judge keeps what it asks of every trial, so that all are drawn at once
-            return {k: v[i] for k, v in once(id(cond), lambda: self._painter.samples(params, cond)).items()}
+        def asked(i, cond, **options):  # a judge keeps what it asks of every trial, so that all are drawn at once
+            what = id(cond), *sorted(options.items())
+            return {k: v[i] for k, v in once(what, lambda: self._painter.samples(params, cond, **options)).items()}
 
         def errors(i):
             return {k: v[i] for k, v in once("errors", lambda: self._painter.errors(params, *self._held)).items()}
 
         found: list[dict] = []
         for i in range(len(alive)):
-            subject = Subject(lambda i=i: samples(i), lambda i=i: errors(i), lambda cond, i=i: asked(i, cond))
+            subject = Subject(lambda i=i: samples(i), lambda i=i: errors(i), lambda cond, i=i, **options: asked(i, cond, **options))
             found.append(self._said(subject) if alive[i] else {})
         columns = {k: None for row in found for k in row}
         return {k: np.array([row.get(k, np.nan) for row in found]) for k in columns} | {"diverged": ~alive}

@@ -8,9 +8,10 @@ from typing import Any
 import jax
 
 from lab import cost, record
+from lab.data.loader import Decoded, held_out
 from lab.log import clock, console
 from lab.population import Population
-from lab.study import Decoded, Study, held_out
+from lab.study import Study
 
 STEPS = 3  # timed steps of each population, after one that warms up
 

@@ -13,17 +13,19 @@ from typing import Any, NamedTuple
 
 import jax
 
-from lab import cost, find, layouts, study
+from lab import cost, find, layouts
 from lab import population as populations
 from lab.data.loader import numeric, open_source
 from lab.devices import CHIPS, PEAK, Chip
 from lab.errors import UserError, ranked, unknown
+from lab.experiment import Experiment, load
 from lab.files import sha256, write_json
 from lab.layouts import SPARE, Guess, Layout, Seconds, Work
 from lab.log import clock, console
 from lab.models import shared
 from lab.population import Placement, Trial
 from lab.train import over_trials
+from lab.trials import expand, shape_key
 from sharding import aot, hlo, place
 from sharding import mesh as meshes
 from sharding.hlo import Collective
@@ -88,12 +90,12 @@ def example(config: dict) -> tuple[dict[str, int], dict[str, tuple[tuple[int, ..
     return source.dims, {k: (v.shape, v.dtype.type) for k, v in numeric(source[0]).items()}, source.info["fingerprint"]
 
 
-def largest(experiment: study.Experiment) -> tuple[list[Trial], dict[str, int], dict, int]:
+def largest(experiment: Experiment) -> tuple[list[Trial], dict[str, int], dict, int]:
     """The trials of the population of most parameters, the dims and arrays of an example, and how many trials are of its shape."""
     dims, inputs, fingerprint = example(experiment.config.to_dict())
     shapes: dict[str, list[Trial]] = {}
-    for t in study.expand(experiment, fingerprint):
-        shapes.setdefault(study.shape_key(t), []).append(t)
+    for t in expand(experiment, fingerprint):
+        shapes.setdefault(shape_key(t), []).append(t)
 
     def size(group):
         program = populations.build(group[0].config, dims)
@@ -165,7 +167,7 @@ def own(run: dict, on: Pod) -> dict[str, int]:
 
 
 def plan(
-    experiment: study.Experiment, on: Pod, mesh: dict[str, int] | None = None, price: float | None = None, cache: Path = CACHE
+    experiment: Experiment, on: Pod, mesh: dict[str, int] | None = None, price: float | None = None, cache: Path = CACHE
 ) -> dict[str, Any]:
     """What the largest population of an experiment takes of a pod, as JSON-able: the layout that `mesh` or the experiment names, else the best found.
 
@@ -282,6 +284,6 @@ def every(files: list[Path], out: Path, price: float | None = None) -> list[dict
         eta = f"; about {clock((time.monotonic() - began) / i * (len(todo) - i))} left" if i else ""
         console.print(f"plan {i + 1} of {len(todo)}{eta}", markup=False)
         *count, name = named.split()
-        rows.append(plan(study.load(str(file)), pod(name, int(*count or [1])), price=price))
+        rows.append(plan(load(str(file)), pod(name, int(*count or [1])), price=price))
         write_json(out, rows)
     return rows

@@ -108,3 +108,34 @@ def _store(folder: Path, name: str) -> Checkpoints:
     if not (folder / name / "weights").exists():
         raise UserError(f"folder {str(folder / name / 'weights')!r} is missing; restore it, or delete {name!r} and run again")
     return Checkpoints(folder / name / "weights")
+
+
+def largest(folder: Path, about: dict) -> tuple[list[str], str | None]:
+    """The finished populations that kept weights, and the one with most parameters."""
+    kept_in = populations(folder, about)
+    return kept_in, max(kept_in, key=lambda n: record.read_json(folder / n / "card.json")["parameters"], default=None)
+
+
+def chosen(folder: Path, trial: str = "") -> tuple[dict, str, str, dict]:
+    """The best trial of the largest finished population of a study, or `trial`, whose best of each arm are kept.
+
+    -> what study.json says, its population, its id, and all that is kept there.
+    """
+    about = record.read_study(folder)
+    same_numbers(folder, about)
+    kept_in, name = largest(folder, about)
+    if name is None:
+        raise UserError(f"study {str(folder)!r} has no finished population to sample from; `lab status {folder}` tells what is missing")
+    if trial:
+        if trial not in about["trials"]:
+            raise unknown("trial", trial, about["trials"])
+        name = about["trials"][trial]["population"]
+        if name not in kept_in:
+            raise UserError(
+                f"trial {trial!r} has no weights: its population {name!r} is not done, every trial of it diverged, or halving stopped it"
+            )
+    kept = trials(folder, name)
+    trial = trial or min(kept, key=lambda i: kept[i]["loss"])
+    if trial not in kept:
+        raise UserError(f"trial {trial!r} kept no weights (only the best of each arm does: {', '.join(kept)})")
+    return about, name, trial, kept

@@ -1,405 +1,40 @@
-"""An experiment file -> trials -> populations; what is done is skipped, what is not is resumed."""
+"""Trials -> populations, round by round and rung by rung; what is done is skipped, what is not is resumed."""
 
 import contextlib
 import errno
 import hashlib
 import importlib.metadata
-import importlib.util
-import inspect
 import itertools
 import json
 import os
 import re
 import subprocess
 import time
-import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from absl import flags
-from ml_collections import ConfigDict, config_flags
 
-from lab import axes, claims, coded, cost, find, halving, parametrization, rates, record, restore, trunk, warm
+from lab import axes, claims, coded, cost, halving, record, trunk, warm
 from lab import population as populations
-from lab.axes import Dims
 from lab.checkpoint import saved
-from lab.data.drawing import drawing
-from lab.data.loader import decode, fetch, numeric, open_source, within
+from lab.data.loader import Decoded, few, held_out, open_source
 from lab.errors import UserError, unknown
-from lab.evals.subject import judge_kinds, open_judges
-from lab.judging import Judging, Painter
+from lab.evals.subject import open_judges
+from lab.experiment import SINCE, Experiment, at_point, configs, flatten, sampler_options
 from lab.log import Progress, console
-from lab.objectives import conditions
-from lab.optim import check as check_optim
-from lab.optim import traced
 from lab.population import Begun, Population, Trial
-from lab.restore import NUMBERS, same_numbers
-from lab.train import Program
+from lab.restore import NUMBERS, largest, same_numbers
+from lab.sampling import about_data, asked, originals, picture, restored, sample
+from lab.trials import at_points, check_ladder, expand, identity, pack, shape_key, traced_keys, transferred
 from sharding import hosts, place
-from sharding.mesh import AXES
 
-# Every key that a config may have, apart from what a model, an objective or a source declares itself.
-DEFAULTS = {
-    "seed": 0,
-    "model": {"name": ""},
-    "base": {},
-    # trained weights to begin from, and the transform (lab/transforms) that carries them (lab/warm.py)
-    "init": warm.NONE,
-    "parametrization": {"name": "mup", "alpha": 1.0, "eps": "scaled", "decay": "constant"},
-    # the learning rate at another batch and horizon than those it was tuned at (lab/rates.py)
-    "transfer": rates.NONE,
-    "objective": {"name": ""},
-    "data": {"name": ""},
-    "optim": {
-        "name": "adamw",
-        **{"lr": 2.0**-6, "weight_decay": 0.0, "b1": 0.9, "b2": 0.99, "eps": 1e-8, "clip": 0.0, "ema": 0.99},
-        **{"schedule": "cosine", "warmup": 0, "decay": 0.2},
-    },
-    # f32 matmuls are bf16 on TPUs and TF32 on GPUs by default, so the precision is set and part of a trial's identity
-    # failure: what becomes of an update that is not finite or, with a spike, has a gradient norm above so many times the mean (lab/failure.py)
-    "train": {
-        **{"steps": 1000, "batch": 64, "log_every": 10, "dtype": "float32", "precision": "highest"},
-        **{"failure": "stop", "spike": 0.0, "retries": 10, "copy_every": 100},
-    },
-    "eval": {"examples": 512, "batch": 128, "every": 250, "metric": "eval_loss"},
-    "sample": {"n": 16, "options": {}},
-    # judges by name (lab/evals), on n samples of every trial at its last step and, with every > 0, along the way
-    "judge": {"names": (), "every": 0, "n": 256, "options": {}},
-    # not part of a trial's identity: where and how it runs. chunk: most trials in one program, 0 for what memory allows;
-    # workers: processes that read data which memory cannot hold, 0 for threads; halving: after these shares of the steps, which share goes on;
-    # trunk: longer horizons go on from where the decays of shorter ones begin; checkpoints: every so many seconds, and steps if not 0; the
-    # newest `keep` stay, and all at multiples of keep_every; replay_every: steps between two that are computed twice and compared;
-    # sharding: a set of rules by name (sharding/place.py), which
-    # `rules` (dim: mesh axis, several, or '') change; mesh: sizes of axes, of which one may be -1; slices: 0 as the devices say;
-    # remat: what of a block is computed again for the gradient; accumulate: parts in which a batch is computed, one after the other;
-    # watchdog_seconds: without a step in this time the run ends with a dump of its stacks, 0 for never
-    "run": {
-        **{"sharding": "", "mesh": dict.fromkeys(AXES, 0), "rules": {}, "slices": 0, "remat": "none", "accumulate": 1},
-        **{"chunk": 0, "checkpoint_seconds": 60.0, "data_dir": "data", "workers": 0, "watchdog_seconds": 1800.0},
-        **{"halving": {"at": (), "keep": 0.5}, "trunk": False},
-        **{"checkpoint_steps": 0, "keep": 2, "keep_every": 0, "replay_every": 0},
-    },
-}
-# sections with keys of their own
-OPEN = ("model", "base", "init.options", "objective", "data", "optim", "sample.options", "judge.options", "run.rules")
-# what a sweep may set whole, so that arms are of different families, each drawn from by options of its own
-SECTIONS = ("model", "objective", "sample.options")
-METRICS = ("eval_loss", "eval_ema")
-IMPORTED = "imported"  # name in a config's section data where weights came without their data
 STAGES = "stages"  # folder of a study's earlier stages, each a study
-PROMPTS = "prompts.npz"  # features of a study's prompts, which are too many numbers for study.json
-TRACED_SECTIONS = ("seed", "parametrization", "transfer")  # beside what optim traces: trials that differ in these share a program
-# keys that older studies lack, and what they meant there; a trial that has them so keeps its identity
-SINCE = {
-    **{"optim.name": "adamw", "parametrization.eps": "scaled", "parametrization.decay": "constant"},
-    **{f"transfer.{k}": v for k, v in rates.NONE.items()},
-    **{f"init.{k}": v for k, v in warm.NONE.items()},
-    **{"train.failure": "stop", "train.spike": 0.0, "train.retries": 10, "train.copy_every": 100},
-}
 TRAIN, ASKED = 1, 2  # what the first process of a run tells the others of a plan: train, or ask the sweep for its next round first
 NOTHING, WAIT = -1, -2  # and of what to train next, beside a population's place
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-
-
-class Experiment(NamedTuple):
-    """A loaded experiment: its name, question, source text, config and the points of its sweep."""
-
-    name: str
-    question: str
-    text: str
-    config: ConfigDict
-    points: list[dict[str, Any]]
-    swept: list[str]
-    sections: list[str]  # of SECTIONS, those that the sweep sets whole
-    ask: Callable[[list[dict]], "Experiment"] | None = None  # of a history, where the sweep takes one: with the points that it then yields
-    stage: str = ""  # its name, where it is one of several
-    before: "Experiment | None" = None  # the stage whose trials its own begin from
-
-
-def load(path: str, overrides: Iterable[str] = ()) -> Experiment:
-    """Load an experiment file and apply `--config.key=value` overrides.
-
-    An override of a swept key keeps the points that have that value; UserError if there is none.
-    """
-    file = Path(path)
-    if not file.is_file():
-        near = sorted(p.as_posix() for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
-        raise unknown("experiment file", path, near) if near else UserError(f"experiment file {path!r} does not exist")
-    spec = importlib.util.spec_from_file_location("lab_experiment", file)
-    module = importlib.util.module_from_spec(spec)
-
-    def called(f: Callable) -> Any:
-        try:
-            return f()
-        except UserError:
-            raise
-        except Exception as e:
-            raise UserError(f"experiment file {path!r} fails: {type(e).__name__}: {next(iter(str(e).splitlines()), '')}") from e
-
-    called(lambda: spec.loader.exec_module(module))
-    if not hasattr(module, "get_config"):
-        raise UserError(f"experiment file {path!r} has no function get_config(); expected one that returns a ConfigDict")
-    given = called(module.get_config)
-    if not isinstance(given, ConfigDict):
-        raise UserError(f"experiment file {path!r}: get_config() returns {type(given).__name__}; expected a ConfigDict (`return c`)")
-    config = _complete(given)
-    sweep = getattr(module, "sweep", lambda: [{}])
-    rounds = "history" in inspect.signature(sweep).parameters
-    text, asked = file.read_text(), _override(config, overrides)
-    staged = called(lambda: list(module.stages())) if hasattr(module, "stages") else []
-
-    def at(history: list[dict]) -> Experiment:
-        points = called(lambda: list(sweep(history) if rounds else sweep()))
-        sections = _check_points(config, points)
-        points = [_flatten(p) for p in points]
-        swept = sorted({k for p in points for k in p})
-        for key in [k for k in asked if k in swept]:
-            value, have = _flatten(config.to_dict())[key], sorted({p[key] for p in points if key in p})
-            points = [p for p in points if p.get(key) == value]
-            if not points and not history:
-                raise UserError(f"config key {key}={value} is swept and not among its points: {', '.join(map(repr, have))}")
-        whole = Experiment(file.stem, (module.__doc__ or "").strip(), text, config, points, swept, sections, at if rounds else None)
-        return _staged(whole, staged, asked) if staged else whole
-
-    return at([])
-
-
-def _staged(whole: Experiment, staged: list[dict], asked: list[str]) -> Experiment:
-    """The last of an experiment's stages, which knows those before it; each is the experiment with keys of its own, and has the same points.
-
-    UserError for a stage without a name, a key that cannot be set or that the sweep or the command sets too, and where not all trials of a
-    stage come to its end.
-    """
-    found, flat = None, _flatten(whole.config.to_dict())
-    names = [str(s.get("stage", "")) for s in staged]
-    for i, name in enumerate(names):
-        if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name) or name in names[:i]:
-            raise UserError(
-                f"stages(): stage {i + 1} is named {name!r}; expected dict(stage=NAME, ...), each a name of its own, such as '8px'"
-            )
-    for key, value, never, why in (
-        ("sweep(history)", whole.ask is not None, False, "asks for trials once those before are done"),
-        ("run.trunk", flat["run.trunk"], False, "begins trials from those of shorter horizons"),
-        ("run.halving.at", tuple(flat["run.halving.at"]), (), "stops trials before their end"),
-        ("init.study", flat["init.study"], "", "is set by stages"),
-    ):
-        if value != never:
-            raise UserError(f"{key}={value!r} {why}, and an experiment with stages(): expected {never!r}")
-    for i, given in enumerate(staged):
-        config = ConfigDict(whole.config.to_dict())
-        for key, value in given.items():
-            if key == "stage":
-                continue
-            if (key not in flat and not key.startswith(tuple(f"{s}." for s in OPEN))) or key.startswith(
-                ("run.", "init.study", "init.trial")
-            ):
-                raise unknown(f"stages(): key of stage {names[i]!r}", key, flat)
-            for who, keys in (("the sweep", whole.swept), ("the command", asked)):
-                if key in keys:
-                    raise UserError(f"config key {key} is set by {who} and by stage {names[i]!r}; expected one of them")
-            parent, _, leaf = key.rpartition(".")
-            _set(config[parent] if parent else config, leaf, value, key)
-        config.init.study = names[i - 1] if i else ""
-        last = i == len(staged) - 1
-        name = whole.name if last else f"{whole.name}-{names[i]}"
-        found = whole._replace(name=name, config=config.lock(), stage=names[i], before=found)
-    return found
-
-
-def _check_points(config: ConfigDict, points: list[dict]) -> list[str]:
-    """The sections that points set whole; UserError for a key that cannot be swept."""
-    flat = _flatten(config.to_dict())
-    sections = {k for p in points for k, v in p.items() if isinstance(v, dict)}
-    for key in sorted({k for p in points for k in p}):
-        if key not in flat and key not in ("arm", *SECTIONS) and not key.startswith("optim."):  # an optimizer's own are checked with it
-            raise unknown("swept key", key, flat)
-    if odd := sorted(sections - set(SECTIONS)):
-        raise UserError(f"swept key {odd[0]!r} is a section that cannot be swept whole; expected one of: {', '.join(SECTIONS)}")
-    return sorted(sections)
-
-
-def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for k, v in tree.items():
-        flat |= _flatten(v, f"{prefix}{k}.") if isinstance(v, dict) and v else {f"{prefix}{k}": v}
-    return flat
-
-
-def _complete(given: ConfigDict) -> ConfigDict:
-    """DEFAULTS updated by an experiment's config, locked; an unknown key or wrong type raises UserError."""
-    config = ConfigDict(DEFAULTS)
-    known = _flatten(DEFAULTS)
-    for key, value in _flatten(given.to_dict()).items():
-        if key not in known and key not in DEFAULTS and not key.startswith(tuple(f"{s}." for s in OPEN)) and key not in OPEN:
-            raise unknown("config key", key, known)
-        if value == {} and DEFAULTS.get(key):
-            continue  # an empty section keeps its defaults
-        *sections, leaf = key.split(".")
-        at = config
-        for section in sections:
-            if section not in at:  # a source may hold the section of another
-                at[section] = ConfigDict()
-            at = at[section]
-        _set(at, leaf, value, key)
-    for part in ("model", "objective", "data"):
-        if not config[part].name:
-            raise UserError(f"config key {part}.name is missing; expected one of: {', '.join(find.names(f'lab.{_folder(part)}'))}")
-    return config.lock()
-
-
-def _folder(part: str) -> str:
-    return {"model": "models", "objective": "objectives", "data": "data"}[part]
-
-
-def _set(config: ConfigDict, leaf: str, value: Any, key: str) -> None:
-    if leaf in config and value != {}:
-        old = config[leaf]
-        kind = type(old)
-        if kind is float and type(value) is int:
-            value = float(value)
-        if kind is ConfigDict:
-            raise UserError(f"config key {key}={value!r} is a section; expected dict(...) of: {', '.join(old) or 'its keys'}")
-        if type(value) is not kind:
-            raise UserError(
-                f"config key {key}={value!r} is of type {type(value).__name__}, where the config or its default has {old!r}; "
-                f"expected both of one type"
-            )
-    config[leaf] = value
-
-
-def _counts(config: dict) -> None:
-    """UserError for a number of things that is less than one, or a metric by which no trial is told best."""
-    if config["eval"]["metric"] not in METRICS:
-        raise unknown("config key eval.metric", config["eval"]["metric"], METRICS)
-    for key in ("train.steps", "train.batch", "train.log_every", "eval.examples", "eval.batch", "eval.every", "judge.n", "run.keep"):
-        section, leaf = key.split(".")
-        if config[section][leaf] < 1:
-            raise UserError(f"config key {key}={config[section][leaf]} must be at least 1")
-
-
-def _override(config: ConfigDict, overrides: Iterable[str]) -> list[str]:
-    """Apply overrides through ml_collections' own flag parser, one at a time so that an error names its key; returns the keys."""
-    keys = []
-    for text in overrides:
-        key, _, value = text.removeprefix("--config.").partition("=")
-        flat = _flatten(config.to_dict())
-        if key not in flat:
-            raise unknown("config key", key, flat)
-        holder, argv = flags.FlagValues(), ["lab", f"--config.{key}={value}"]
-        config_flags.DEFINE_config_dict("config", config, flag_values=holder, sys_argv=argv)
-        try:
-            holder(argv)
-        except Exception as e:
-            kind = type(flat[key]).__name__
-            raise UserError(f"config key {key}={value!r} is not valid; expected {kind} such as {flat[key]!r}") from e
-        keys.append(key)
-    return keys
-
-
-def configs(experiment: Experiment, here: bool = False) -> list[dict]:
-    """The complete config at each point of a sweep; UserError for what is wrong in one whatever its data, or with `here` this machine's devices."""
-    found, seen = [], set()
-    for point in experiment.points:
-        full = _at(experiment.config.to_dict(), point, experiment.sections)
-        _counts(full)
-        halving.marks(full)
-        trunk.check(full)
-        warm.check(full)
-        check_optim(full["optim"], DEFAULTS["optim"], full["parametrization"]["eps"])
-        parametrization.table(**full["parametrization"])  # rules are checked before anything is traced
-        populations.peak(full)
-        if (how := json.dumps([full["run"], full["judge"], full["train"]], default=list)) not in seen:
-            populations.check(full, here)
-            judge_kinds(full["judge"])
-            seen.add(how)
-        found.append(full)
-    return found
-
-
-def expand(
-    experiment: Experiment, data_print: str, complete: list[dict] | None = None, begins: list[Begun | None] | None = None
-) -> list[Trial]:
-    """The trials of a sweep, each with its complete config, of `configs` where they are at hand, and its identity.
-
-    `begins` is what those of each point begin from, found in the folders that they name where not told; that of a stage is told.
-    """
-    return list({t.id: t for t in at_points(experiment, data_print, complete, begins)}.values())
-
-
-def at_points(
-    experiment: Experiment, data_print: str, complete: list[dict] | None = None, begins: list[Begun | None] | None = None
-) -> list[Trial]:
-    """The trial at each point of a sweep, in order: two points may be one trial."""
-    trials, complete = {}, complete or configs(experiment)
-    if begins is None:
-        named = {(full["init"]["study"], full["init"]["trial"]) for full in complete}
-        found = {key: Begun("", 1, 0.0) if experiment.before else _begins(*key) for key in named}
-        begins = [found[full["init"]["study"], full["init"]["trial"]] for full in complete]
-    out = []
-    for point, full, begun in zip(experiment.points, complete, begins, strict=True):
-        arm = point.get("arm") or " ".join([full["parametrization"]["name"], *[find.stem(point[k]) for k in ("optim.name",) if k in point]])
-        trial = Trial(identity(full, data_print, begun), arm, full, point, begun)
-        if trials.get(trial.id, trial).config["sample"] != full["sample"]:
-            raise UserError(
-                "two points of the sweep differ in sample.options alone, which change no training, so they are one trial; expected one, and "
-                "`lab sample DIR --option KEY=VALUE` to draw from it otherwise"
-            )
-        trials[trial.id] = trial
-        out.append(trial)
-    return [trials[t.id] for t in out]
-
-
-def _begins(study: str, trial: str) -> Begun | None:
-    """What begins from a trial of the folder `study`, or its best, begins from: a digest of the weights, and what they took; None without one."""
-    if not study:
-        return None
-    folder = Path(study)
-    if not (folder / "study.json").exists():
-        raise UserError(f"config key init.study={study!r} holds no study.json; expected the folder of a study whose weights to begin from")
-    about, name, trial, _ = chosen(folder, trial)
-    rows = [r for r in record.read_rows(folder / name).to_pylist() if r["trial"] == trial]
-    before = about["trials"][trial].get("begun", {"after": 0})["after"]
-    flops = float((rows[-1].get("flops") if rows else None) or 0.0)  # of weights brought from elsewhere nothing is known
-    return Begun(restore.digest(folder, name, trial), before + 1, flops)
-
-
-def _at(config: dict, point: dict[str, Any], sections: list[str]) -> dict:
-    """The complete config at a point of a sweep; of `sections` that it sets whole, none of the config's own keys are left.
-
-    A point's `arm` names it and changes nothing.
-    """
-    out = ConfigDict(config)
-    replaced = {s: {} for s in sections if _whole(s, point)}
-    for key, value in (replaced | point).items():
-        parent, _, leaf = key.rpartition(".")
-        if key != "arm":
-            _set(out[parent] if parent else out, leaf, value, key)
-    return out.to_dict()
-
-
-def _whole(section: str, point: dict[str, Any]) -> bool:
-    """Whether a point sets a section whole: one of a part's keys has its name; options of a sampler have no name, and stand together."""
-    return f"{section}.name" in point or (section == "sample.options" and any(f"{k}.".startswith("sample.options.") for k in point))
-
-
-def identity(config: dict, data_print: str, begun: Begun | None = None) -> str:
-    """Hash of what changes a trial's result: config without where it runs, how it is shown and judged, data, a user's own modules, what it begins from."""
-    kept = {k: v for k, v in config.items() if k not in ("run", "sample", "judge")}
-    kept["eval"] = {k: v for k, v in kept["eval"].items() if k != "metric"}
-    for section in {key.split(".")[0] for key in SINCE}:
-        kept[section] = {k: v for k, v in kept[section].items() if (key := f"{section}.{k}") not in SINCE or v != SINCE[key]}
-    kept["init"] = {k: config["init"][k] for k in ("transform", "options")} | {"from": begun[:2]} if begun else {}  # wherever it lies
-    kept = {k: v for k, v in kept.items() if k not in ("transfer", "init") or v}
-    own = [find.source_digest(f"lab.{_folder(p)}", config[p]["name"]) for p in ("model", "objective", "data")]
-    own += [find.source_digest("lab.layers", v) for k, v in sorted(config["model"].items()) if k != "name" and find.is_own(v)]
-    own += filter(None, [find.source_digest("lab.optimizers", config["optim"]["name"])])
-    own += filter(None, [find.source_digest("lab.transforms", config["init"]["transform"])] if begun else [])
-    text = json.dumps([NUMBERS, kept, data_print, own], sort_keys=True, default=list)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def most(experiment: Experiment, folder: Path) -> int:
@@ -420,72 +55,8 @@ def kinds(study: "Study") -> dict[str, dict]:
     }
 
 
-def shape_key(trial: Trial) -> str:
-    """Equal for trials that one program can train: the config without what is traced."""
-    config = json.loads(json.dumps(trial.config, default=list))
-    config["optim"] = {k: v for k, v in config["optim"].items() if k not in traced(trial.config["optim"])}
-    for key in TRACED_SECTIONS:
-        del config[key]
-    return json.dumps(config, sort_keys=True)
-
-
-def pack(trials: list[Trial], dims: dict[str, int]) -> list[list[Trial]]:
-    """Trials grouped by shape, each group cut into populations of at most run.chunk trials (0: what memory allows)."""
-    groups: dict[str, list[Trial]] = {}
-    for t in trials:
-        groups.setdefault(shape_key(t), []).append(t)
-    out = []
-    for group in groups.values():
-        chunk = group[0].config["run"]["chunk"] or _fitting(group[0], dims)
-        n = -(-len(group) // chunk)
-        out += [list(g) for g in np.array_split(np.array(group, dtype=object), n)] if n > 1 else [group]
-    return out
-
-
-def _fitting(trial: Trial, dims: dict[str, int]) -> int:
-    """Trials that need at most half of the device's memory, of which one takes 6.5 times its state (measured on a CPU, with AdamW).
-
-    The state stands twice in a step, and a save behind the training holds it more than three times more.
-    """
-    program = populations.build(trial.config, dims)
-    state = jax.eval_shape(program.init, populations.hyper(program, trial.config, parametrization.standard))
-    one = 6.5 * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-    stats = jax.local_devices()[0].memory_stats() or {}
-    total = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(1, int(total / 2 / one))
-
-
 def _tag(trials: list[Trial]) -> str:
     return hashlib.sha256("".join(sorted(t.id for t in trials)).encode()).hexdigest()[:8]
-
-
-def check_ladder(rungs: list[tuple[Any, Dims]]) -> None:
-    """UserError where an axis differs between rungs of one model without a base: its weights would be scaled by no rule."""
-    for kind in dict.fromkeys(type(m) for m, _ in rungs):
-        _check_ladder([r for r in rungs if type(r[0]) is kind])
-
-
-def _check_ladder(rungs: list[tuple[Any, Dims]]) -> None:
-    for axis in {a for _, d in rungs for a in d}:
-        sizes = sorted({d[axis] for _, d in rungs if axis in d})
-        if len(sizes) > 1 and any(axis not in d.base for _, d in rungs):
-            named = [n for n, w in axes.weights(rungs[0][0]).items() if axis in w.arrow.names and not w.arrow.state]
-            if named:
-                raise UserError(
-                    f"axis {axis!r} has sizes {sizes} in this sweep but no base; weights: {', '.join(named[:6])}; "
-                    "give the knob that moves it an entry in config.base"
-                )
-
-
-def held_out(config: dict, source: Any) -> dict[str, np.ndarray]:
-    """The evaluation set [N, batch, ...]: the same examples in every study on this source."""
-    e = config["eval"]
-    n = min(e["examples"], len(source))
-    batch = min(e["batch"], n)
-    rows = np.random.default_rng(0).permutation(len(source))[: n // batch * batch]
-    items = [source[int(i)] for i in rows]
-    arrays = within({k: np.stack([item[k] for item in items]) for k, v in items[0].items() if np.asarray(v).dtype.kind in "iufb"}, source)
-    return {k: v.reshape(-1, batch, *v.shape[1:]) for k, v in arrays.items()}
 
 
 def versions() -> dict[str, str]:
@@ -493,18 +64,6 @@ def versions() -> dict[str, str]:
     found = {p: importlib.metadata.version(p) for p in PACKAGES}
     git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True)
     return found | {"git": git.stdout.strip() or "unknown"}
-
-
-def sampler_options(objective: Any, options: dict, what: str) -> None:
-    """UserError for an option that the objective's sampler does not take, or a value of another type or below one where it counts steps."""
-    if not hasattr(objective, "sample"):
-        if options:
-            raise UserError(f"config key {what}={options!r}: the objective draws nothing; expected no options")
-        return
-    find.check(objective.sample, options, what, ("model", "key", "cond", "shape"))
-    find.typed(objective.sample, options, f"config key {what}.")
-    if options.get("steps", 1) < 1:
-        raise UserError(f"config key {what}.steps={options['steps']} must be at least 1")
 
 
 def _unwritable(folder: Path, why: str) -> UserError:
@@ -573,7 +132,7 @@ class Study:
 
     def _check_same(self) -> None:
         """UserError where the folder holds another study: another name, data, or a setting that no sweep moves."""
-        mine, theirs = (_flatten(json.loads(json.dumps(c, default=list))) for c in (self.config, self.known["config"]))
+        mine, theirs = (flatten(json.loads(json.dumps(c, default=list))) for c in (self.config, self.known["config"]))
         mine |= {"name": self.experiment.name, "data": self.print}
         theirs = SINCE | theirs | {"name": self.known["name"], "data": self.known["data"]["fingerprint"]}
         free = {*self.experiment.swept, *self.known["swept"]}
@@ -660,7 +219,7 @@ class Study:
 
     def _moved(self, group: list[Trial]) -> list[tuple[str, Any]]:
         """What the sweep set for a population and what is not traced; where it sets whole sections, the arm and what varies within it."""
-        point = {k: v for k, v in group[0].point.items() if k not in _traced_keys(group[0].config["optim"])}
+        point = {k: v for k, v in group[0].point.items() if k not in traced_keys(group[0].config["optim"])}
         if self.experiment.sections:
             arm = [t.point for t in self.trials.values() if t.arm == group[0].arm]
             point = {"": group[0].arm} | {k: v for k, v in point.items() if len({p.get(k) for p in arm}) > 1}
@@ -672,7 +231,7 @@ class Study:
 
     def _old(self, trial_id: str) -> Trial:
         t = self.known["trials"][trial_id]
-        config = _at(json.loads(json.dumps(self.config, default=list)), t["point"], self.known.get("sections", []))
+        config = at_point(json.loads(json.dumps(self.config, default=list)), t["point"], self.known.get("sections", []))
         return Trial(trial_id, t["arm"], config, t["point"], Begun(**t["begun"]) if "begun" in t else None)
 
     def describe(self) -> dict:
@@ -705,7 +264,7 @@ class Study:
 
     def example(self) -> dict[str, np.ndarray]:
         """One small batch [2, ...], for tracing."""
-        return jax.tree.map(lambda x: x[0], held_out(_small(self.config, 2), self.held))
+        return jax.tree.map(lambda x: x[0], held_out(few(self.config, 2), self.held))
 
     def work(self) -> dict[str, float]:
         """FLOPs of each population, with all of its trials trained to their last step."""
@@ -714,7 +273,7 @@ class Study:
             c, shape = group[0].config, shape_key(group[0])
             if shape not in self._each:
                 program = populations.build(c, self.train.dims)
-                self._each[shape] = populations.flops_per_example(program, held_out(_small(c, 1), self.held))
+                self._each[shape] = populations.flops_per_example(program, held_out(few(c, 1), self.held))
             out[name] = self._each[shape] * c["train"]["batch"] * c["train"]["steps"] * len(group)
         return out
 
@@ -1067,10 +626,10 @@ class Study:
         """Ask the sweep for the trials of another round, and pack them; whether there are any."""
         if self.experiment.ask is None:
             return False
-        asked = self.experiment.ask(self.history())
-        new = {t.id: t for t in expand(asked, self.print) if t.id not in self.trials}
-        whole = {k: sorted({*getattr(self.experiment, k), *getattr(asked, k)}) for k in ("swept", "sections")}
-        self.experiment = asked._replace(**whole)
+        wider = self.experiment.ask(self.history())
+        new = {t.id: t for t in expand(wider, self.print) if t.id not in self.trials}
+        whole = {k: sorted({*getattr(self.experiment, k), *getattr(wider, k)}) for k in ("swept", "sections")}
+        self.experiment = wider._replace(**whole)
         self.trials |= new
         if new:
             self._pack()
@@ -1093,7 +652,7 @@ class Study:
     def _samples(self, folder: Path, progress: Progress) -> None:
         """Samples of the best trial of the largest population, beside real examples."""
         told = record.read_study(folder)
-        _, name = _largest(folder, told)
+        _, name = largest(folder, told)
         (there,) = hosts.agreed(name is not None and (folder / name / "samples.npz").exists())
         if name is None or there or not self.config["sample"]["n"]:
             return  # every trial diverged, or it is done
@@ -1119,311 +678,3 @@ class Study:
             np.savez_compressed(f, samples=images, real=real, about=json.dumps(about))
         target.with_suffix(".tmp").rename(target)
         progress.finish(name)
-
-
-def _since(config: dict) -> dict:
-    """A config that may be an older study's, complete."""
-    out = dict(config)
-    for key, value in SINCE.items():
-        section, leaf = key.split(".")
-        out[section] = {leaf: value, **out.get(section, {})}
-    return out
-
-
-def transferred(config: dict) -> dict[str, Any]:
-    """What multiplied a trial's learning rate, and by which rules from which base; nothing where no rule is named."""
-    c, t = config["transfer"], config["train"]
-    named = {c["batch_rule"], c["horizon_rule"]} != {"none"}
-    return {**c, "factor": rates.factor(c, t["batch"], t["steps"])} if named else {}
-
-
-def _small(config: dict, n: int) -> dict:
-    return {**config, "eval": {**config["eval"], "examples": n, "batch": n}}
-
-
-def _traced_keys(optim: dict) -> set[str]:
-    return {f"optim.{k}" for k in traced(optim)} | set(_flatten({k: DEFAULTS[k] for k in TRACED_SECTIONS})) | {"arm"}
-
-
-class Decoded:
-    """A source whose arrays are in memory, decoded once for all populations of a study."""
-
-    def __init__(self, source: Any):
-        self._source, self.arrays = source, decode(source)
-        self.info, self.dims = source.info, source.dims
-        if hasattr(source, "unique"):
-            self.unique = source.unique
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, i: int) -> dict:
-        return self._source[i]
-
-    def __getitems__(self, rows: Sequence[int]) -> list[dict]:
-        """Examples `rows`, read together where the source can."""
-        return fetch(self._source, rows)
-
-
-def _largest(folder: Path, about: dict) -> tuple[list[str], str | None]:
-    """The finished populations that kept weights, and the one with most parameters."""
-    kept_in = restore.populations(folder, about)
-    return kept_in, max(kept_in, key=lambda n: record.read_json(folder / n / "card.json")["parameters"], default=None)
-
-
-class Restored(NamedTuple):
-    """Averaged weights that a population kept, their program and config, and {population, trial, arm}."""
-
-    program: Program
-    weights: Any
-    config: dict
-    about: dict[str, str]
-
-
-def chosen(folder: Path, trial: str = "") -> tuple[dict, str, str, dict]:
-    """The best trial of the largest finished population of a study, or `trial`, whose best of each arm are kept.
-
-    -> what study.json says, its population, its id, and all that is kept there.
-    """
-    about = record.read_study(folder)
-    same_numbers(folder, about)
-    kept_in, name = _largest(folder, about)
-    if name is None:
-        raise UserError(f"study {str(folder)!r} has no finished population to sample from; `lab status {folder}` tells what is missing")
-    if trial:
-        if trial not in about["trials"]:
-            raise unknown("trial", trial, about["trials"])
-        name = about["trials"][trial]["population"]
-        if name not in kept_in:
-            raise UserError(
-                f"trial {trial!r} has no weights: its population {name!r} is not done, every trial of it diverged, or halving stopped it"
-            )
-    kept = restore.trials(folder, name)
-    trial = trial or min(kept, key=lambda i: kept[i]["loss"])
-    if trial not in kept:
-        raise UserError(f"trial {trial!r} kept no weights (only the best of each arm does: {', '.join(kept)})")
-    return about, name, trial, kept
-
-
-def restored(folder: Path, trial: str = "") -> Restored:
-    """The averaged weights of a study's best trial, or of `trial`, as `chosen` has them."""
-    about, name, trial, kept = chosen(folder, trial)
-    config = _since(record.read_json(folder / name / "config.json"))
-    jax.config.update("jax_default_matmul_precision", config["train"]["precision"])
-    program = populations.build(config, sizes(about["data"]))
-    weights = restore.weights(folder, name, program.model)[trial]
-    return Restored(program, weights, config, {"population": name, "trial": trial, "arm": kept[trial]["arm"]})
-
-
-def sizes(info: dict) -> dict[str, int]:
-    """Sizes that the data gave, so that sampling needs no data; studies of old tell them by their images."""
-    if "dims" in info:
-        return info["dims"]
-    h, _, c = info["image"]
-    return {"image": h, "channels": c, "classes": info["classes"]}
-
-
-def sources(folder: Path, data_dir: str = "") -> tuple[Any, Any]:
-    """The two splits of a study's data, train and held-out; UserError where they are no longer what the study was trained on."""
-    about = record.read_study(folder)
-    config = about["config"]
-    if config["data"]["name"] == IMPORTED:
-        raise UserError(_without_data(folder))
-    train, held = (open_source(config["data"], s, data_dir or config["run"]["data_dir"]) for s in ("train", "eval"))
-    if train.info["fingerprint"] != about["data"]["fingerprint"]:
-        raise UserError(f"study {str(folder)!r} was trained on other data than {train.info['origin']!r} now is; its fingerprint differs")
-    return train, held
-
-
-def _without_data(folder: Path) -> str:
-    return (
-        f"{str(folder)!r} holds weights that were imported without their data, so it has no prompts, palette or real examples; import them "
-        "again with --data name=SOURCE --data KEY=VALUE ..., the data that they were trained on"
-    )
-
-
-def about_data(folder: Path, train: Any, held: Any, n: int, before: dict) -> dict[str, Any]:
-    """What a study says of its data, and what samples are drawn with where that is not at hand: shapes of an example's arrays, `n` prompts.
-
-    Features of prompts are written to the folder. `before` is what the same study said earlier, whose prompts are kept.
-    """
-    item = held[0]
-    told = {**train.info, "dims": train.dims, "eval_examples": len(held)}
-    told["shapes"] = {k: list(np.shape(v)) for k, v in item.items() if not isinstance(v, str)}
-    if not n or "text" not in item:
-        return told
-    kept = before.get("prompts", {"names": ()})
-    if len(kept["names"]) == n and ("text" in kept or (folder / PROMPTS).exists()):
-        return told | {"prompts": kept}
-    found = prompts(held, n)
-    if features := {k: found.pop(k) for k in ("text", "pooled") if k in found and found[k].dtype.kind == "f"}:
-        temporary = folder / f".{PROMPTS}"  # savez would give another ending a second one
-        np.savez_compressed(temporary, **features)
-        temporary.rename(folder / PROMPTS)
-    return told | {"prompts": {k: np.asarray(v).tolist() for k, v in found.items()}}
-
-
-def counted(folder: Path, config: dict) -> tuple[float, int]:
-    """FLOPs of a training example of a config on a study's data, and its parameters; UserError where the data is not at hand."""
-    train, held = sources(folder)
-    program = populations.build(config, train.dims)
-    per = populations.flops_per_example(program, held_out(_small(config, 1), held))
-    return per, sum(cost.parameters(program.model).values())
-
-
-def prompts(source: Any, n: int) -> dict[str, Any]:
-    """Conditions [n, ...] to draw samples by: classes in turn, each with the text of held-out examples of its own; and their names.
-
-    A class that none of some hundred examples shows has no turn.
-    """
-    first = range(min(n, source.info["classes"]))
-    found: dict[int, list[dict]] = {}
-    for i in np.random.default_rng(1).permutation(len(source))[: max(512, 8 * n)]:
-        item = source[int(i)]
-        within(numeric(item), source)
-        found.setdefault(int(item["label"]), []).append(item)
-        if all(len(found.get(k, ())) >= -(-n // len(first)) for k in first):
-            break
-    at = sorted(found)[:n]
-    turn = [found[k][j % len(found[k])] for i in range(n) for k, j in [(at[i % len(at)], i // len(at))]]
-    names = [x.get("caption") or source.info["class_names"][int(x["label"])] for x in turn]
-    given = [conditions.known(x) for x in turn]
-    return {k: np.stack([g[k] for g in given]) for k in given[0]} | {"names": names}
-
-
-def picture(item: dict, info: dict) -> np.ndarray:
-    """The picture of an example as uint8 or floats: its own, or of its tokens as the source's `info` says they are drawn."""
-    return item["image"] if "image" in item else drawing(info)(item["tokens"][None])[0]
-
-
-def lacks(program: Program, info: dict) -> list[str]:
-    """Of 'palette' and 'prompts', what pictures of a model need and the `info` of its data lacks."""
-    draws = hasattr(program.objective, "sample")
-    needed = {
-        "palette": draws and program.objective.makes != "image" and not info.keys() & {"tokenizer", "drawn"},
-        "prompts": draws and "text" in program.model.takes,
-    }
-    return [k for k, wanted in needed.items() if wanted and k not in info]
-
-
-def _check_drawn(found: Restored, folder: Path, info: dict, given: tuple[str, ...] = ()) -> None:
-    """UserError where a model draws nothing, or its pictures lack something beside what is `given`."""
-    if not hasattr(found.program.objective, "sample"):
-        name = found.config["objective"]["name"]
-        raise UserError(f"a model of objective {name!r} draws nothing; it judges: c.judge = dict(names=('learned',), options=...)")
-    if not (lacking := [k for k in lacks(found.program, info) if k not in given]):
-        return
-    if found.config["data"]["name"] == IMPORTED:
-        raise UserError(_without_data(folder))
-    if "palette" in lacking:
-        makes = found.program.objective.makes
-        raise UserError(f"samples are {makes} that no palette of the source makes into pictures; judge them by --judge instead")
-    name = found.config["model"]["name"]
-    raise UserError(f"model {name!r} reads text, and the study keeps no prompts (sample.n=0); give --prompt, or run with a larger sample.n")
-
-
-def asked(found: Restored, folder: Path, info: dict, n: int) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Conditions [n, ...] to sample by, and a name for each: a study's prompts in turn, or its classes.
-
-    Raises:
-      UserError: the model reads text and there are no prompts, or what it draws cannot be made a picture.
-    """
-    _check_drawn(found, folder, info)
-    if "prompts" in info:
-        told, names = _told(folder, info["prompts"])
-        rows = np.arange(n) % len(names)
-        return {k: v[rows] for k, v in told.items()}, [names[i] for i in rows]
-    labels = np.arange(n, dtype=np.int32) % info["classes"]
-    return {"label": labels}, [info["class_names"][i] for i in labels]
-
-
-def originals(found: Restored, items: list[dict], info: dict) -> tuple[dict[str, np.ndarray], list[str]]:
-    """As `asked`, of a tokenizer: examples to be restored, and a name for each."""
-    names = [x.get("caption") or info["class_names"][int(x["label"])] for x in items]
-    return conditions.stacked(found.program.objective, items), names
-
-
-def _told(folder: Path, kept: dict) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The conditions and names of the prompts of study.json, with the features beside it."""
-    told = {k: np.asarray(v) for k, v in kept.items() if k != "names"}
-    told = {k: v.astype(np.float32 if v.dtype.kind == "f" else np.int32) for k, v in told.items()}
-    if "text" not in told:
-        try:
-            with np.load(folder / PROMPTS) as features:
-                told |= dict(features)
-        except (OSError, EOFError, ValueError, zipfile.BadZipFile):
-            raise UserError(
-                f"file {str(folder / PROMPTS)!r}, the features of the study's prompts, is missing or damaged; restore it, or delete it and run "
-                "the study again, which makes it anew"
-            ) from None
-    return told, kept["names"]
-
-
-def prompted(found: Restored, folder: Path, source: Any, texts: list[str], n: int) -> tuple[dict[str, np.ndarray], list[str]]:
-    """`asked` of captions in turn, with no label beside them; of a source that gives features, whose encoder is elsewhere, its prompts alone.
-
-    UserError where the model reads no text, or for a text that the source has no tokens or features of.
-    """
-    if "text" not in (takes := found.program.model.takes):
-        raise UserError(f"--prompt: model {found.config['model']['name']!r} of this study reads no text; it takes {', '.join(takes)}")
-    info = record.read_study(folder)["data"]
-    _check_drawn(found, folder, info, given=("prompts",))
-    names, origin, kept = [texts[i % len(texts)] for i in range(n)], source.info["origin"], info.get("prompts")
-    if hasattr(source, "encode"):
-        given = {"text": np.stack([source.encode(t) for t in names])}
-    elif kept is None:
-        raise UserError(f"--prompt: the source {origin!r} makes no tokens of a text")
-    else:
-        told, known = _told(folder, kept)
-        if odd := [t for t in texts if t not in known]:
-            raise unknown(
-                f"--prompt: {origin!r} has features of texts and no encoder for others than the study's own; prompt", odd[0], known
-            )
-        given = {k: v[[known.index(t) for t in names]] for k, v in told.items()}
-    return {**given, "label": np.full(n, -1, np.int32)}, names
-
-
-def sample(found: Restored, info: dict, cond: dict[str, np.ndarray], options: dict, data_dir: str = "") -> np.ndarray:
-    """uint8 images [n, h, w, c] of restored weights, one for each of the conditions [n, ...]; `info` is the data's of study.json.
-
-    Where a tokenizer made the data, that is looked for where the data lay, or in `data_dir`.
-    """
-    makes, decode = found.program.objective.makes, _decode(found, info, data_dir)
-    painter = Painter(found.program, info.get("shapes", info)[makes], options, info, decode=decode)
-    images = painter.samples(jax.tree.map(lambda x: x[None], found.weights), cond)["image"][0]
-    return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)
-
-
-def _decode(found: Restored, info: dict, data_dir: str) -> Callable | None:
-    """What makes pictures of a model's samples, where a tokenizer made its data."""
-    tokenizer = coded.of(found.config["data"], info, data_dir or found.config["run"]["data_dir"])
-    return tokenizer and tokenizer.pictures
-
-
-def judged(
-    found: Restored,
-    train: Any,
-    held: Any,
-    names: list[str],
-    n: int,
-    options: dict,
-    data_dir: str = "",
-    begins: Callable[[], None] = lambda: None,
-) -> dict[str, float]:
-    """What judges say of restored weights: {column: value}; `options` are the sampler's, `data_dir` as in `sample`.
-
-    `begins` is called once no judge has refused.
-    """
-    config = {**DEFAULTS["judge"], **found.config.get("judge", {}), "names": names, "n": n}
-    where = data_dir or found.config["run"]["data_dir"]
-    judges = open_judges(config, *(coded.pictured(x, found.config["data"], s, where) for x, s in ((held, "eval"), (train, "train"))))
-    begins()
-    batches = jax.tree.map(jnp.asarray, held_out(found.config, held))
-    made = held[0].get(found.program.objective.makes, np.zeros(0))
-    drawn = {"clip": made.dtype == np.uint8, "decode": _decode(found, held.info, data_dir)}
-    painter = Painter(found.program, made.shape, options, held.info, **drawn)
-    judging = Judging(judges, config, painter, held, (jax.random.key(populations.EVAL_KEY), batches), 1, strict=True)
-    judging.judge(0, jax.tree.map(lambda x: x[None], found.weights), np.array([True]))
-    ((_, values),) = judging.rows(wait=True)
-    judging.close()
-    return {k: float(v[0]) for k, v in values.items() if k != "diverged"}

@@ -9,13 +9,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from lab import axes, cost, find, parametrization, record, study
+from lab import axes, cost, find, parametrization, record, restore, sampling, study
 from lab import population as populations
 from lab.checkpoint import Checkpoints
 from lab.data.loader import open_source
 from lab.errors import UserError
+from lab.experiment import DEFAULTS
 from lab.files import sha256
 from lab.formats import chosen, rules, tensors
+from lab.sampling import IMPORTED, about_data, restored, sizes
 from lab.train import Program
 
 CARD = "parametrization.json"  # beside config.json: what a published config does not tell
@@ -58,7 +60,7 @@ def import_weights(
     splits = [open_source(data, s, data_dir) for s in ("train", "eval")] if data else None
     if splits:
         dims = _agreed(dims, data["name"], splits[0].dims, sections["model"]["name"])
-    config = {**json.loads(json.dumps(study.DEFAULTS)), **sections, "data": data or {"name": study.IMPORTED}}
+    config = {**json.loads(json.dumps(DEFAULTS)), **sections, "data": data or {"name": IMPORTED}}
     config["run"]["data_dir"] = data_dir
     program = populations.build(config, dims)
     files = tensors.Tensors(source, getattr(format, "older", {}))
@@ -100,8 +102,8 @@ def export_weights(folder: Path, to: Path, trial: str = "", form: str = "") -> l
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"--to={str(to)!r} exists and is not empty; choose another folder")
     about = record.read_study(folder)
-    dims = study.sizes(about["data"])
-    found = study.restored(folder, trial)
+    dims = sizes(about["data"])
+    found = restored(folder, trial)
     point = about["trials"][found.about["trial"]]["point"]
     name = form or _by_model(found.config["model"]["name"])
     format, config = chosen.named(name), _complete(found.config, dims, found.program)
@@ -166,7 +168,7 @@ def _write(
 ) -> list[str]:
     """A study of one population of one trial that is done: config, card, a row, weights, done.json and study.json, in this order.
 
-    Returns what samples of it lack (study.lacks).
+    Returns what samples of it lack (sampling.lacks).
     """
     name, arm = f"imported-{trial[:8]}", "imported"
     folder = to / name
@@ -187,13 +189,13 @@ def _write(
     store.close()
     record.write_json(folder / "done.json", {"trials": [trial], "diverged": [], "weights": True})
     if splits:
-        data = {**study.about_data(to, *splits, config["sample"]["n"], {}), "dims": dims}
+        data = {**about_data(to, *splits, config["sample"]["n"], {}), "dims": dims}
     else:
         image = {"image": [dims["image"], dims["image"], dims["channels"]]} if "image" in dims else {}
         classes = dims.get("classes", 1)
         data = {**image, "shapes": image, "classes": classes, "class_names": [str(i) for i in range(classes)], "dims": dims}
         data |= {"origin": origin, "fingerprint": trial, "examples": 0, "eval_examples": 0}
-    lacks = study.lacks(program, data)
+    lacks = sampling.lacks(program, data)
     trials = {trial: {"arm": arm, "seed": 0, "steps": 0, "point": {}, "population": name}}
     record.write_json(
         to / "study.json",
@@ -203,7 +205,7 @@ def _write(
                 "config": config,
                 "swept": [],
                 "sections": [],
-                "numbers": study.NUMBERS,
+                "numbers": restore.NUMBERS,
                 "trials": trials,
                 "populations": {name: {"trials": [trial], "chunk": 1}},
             },

@@ -8,11 +8,11 @@ import numpy as np
 
 from lab import axes, parametrization
 from lab.axes import Dims
+from lab.experiment import DEFAULTS
 from lab.models import dit
 from lab.objectives import flow
 from lab.optim import Hyper, schedule
 from lab.population import Trial
-from lab.study import DEFAULTS
 from lab.train import Program
 
 KNOBS = dict(width=32, depth=2, head_dim=16, mlp_ratio=4, patch=4, image=16, channels=1, classes=4)

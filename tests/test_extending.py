@@ -68,7 +68,8 @@ def test_an_optimizer_of_ones_own_trains_and_its_numbers_are_traced(here):
 
 @pytest.mark.parametrize("file, changed", [("linear.py", ()), ("ademamix.py", ("--config.optim.name=./ademamix.py",))])
 def test_the_text_of_a_part_is_part_of_a_trials_identity(here, file, changed):
-    from lab.study import expand, load
+    from lab.experiment import load
+    from lab.trials import expand
 
     before = expand(load("mine.py", changed), "data")[1].id
     assert expand(load("mine.py", changed), "data")[1].id == before
@@ -103,8 +104,9 @@ def get_config():
 
 
 def test_a_tokenizer_of_ones_own_trains_encodes_and_its_state_moves(here, capsys):
-    from lab import coded, study
+    from lab import coded
     from lab.data.loader import open_source
+    from lab.sampling import restored
 
     (here / "tok.py").write_text(TOKENIZER)
     assert cli.main(["run", "tok.py"]) == 0
@@ -113,7 +115,7 @@ def test_a_tokenizer_of_ones_own_trains_encodes_and_its_state_moves(here, capsys
     assert rows[-1]["rate_bits"] == 16 * 6
     assert cli.main(["audit", "tok.py"]) == 0
     assert "every arrow is true" in capsys.readouterr().out
-    means = study.restored(Path("runs/tok")).weights.means.get_value()
+    means = restored(Path("runs/tok")).weights.means.get_value()
     assert float(abs(means).max()) > 1e-3
     given = ["./stripes.py", "examples=64", "--with", "runs/tok", "--to", "set", "--eval-examples", "32"]
     assert cli.main(["data", "encode", *given]) == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from lab.study import load
+from lab.experiment import load
 from sharding import exits
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,6 +39,9 @@ FLOORS = {
     "lab.opened": 8.5,  # asks fit, ahead, report, transfer and batch for what their commands print
     "lab.designs": 8.3,  # asks fit for a study's law, and target how a learning rate goes on
     "lab.study": 7,
+    "lab.sampling": 6.95,  # what finished studies keep, for study's own samples too
+    "lab.trials": 6.9,  # of experiments, packed for study
+    "lab.experiment": 6.85,  # files and configs, before they are trials
     "lab.ladder": 7,
     "lab.bring": 7,  # runs of others, as ladder has a study's
     "lab.points": 7.2,  # a search's points, from ladder's rows
@@ -277,7 +280,7 @@ def stages(experiment):
 
 def corners(experiment):
     """The config at one point of every size and part that the sweep visits; what is traced makes no other program."""
-    from lab.study import expand, shape_key
+    from lab.trials import expand, shape_key
 
     return {shape_key(t): t.config for t in expand(experiment, "")}.values()
 

@@ -87,6 +87,10 @@ class Skill:
         """Whether each picture shows each attribute of its class, bool [N], where a class has several."""
         return {}
 
+    def said(self, objects: list[tuple]) -> int:
+        """The class of the objects that a caption names, as `read` gives them; -1 where they tell none."""
+        return -1
+
 
 class ObjectSkill(Skill):
     """One object, class = colour and shape. Judged by the surest object of a picture, which is always some class."""
@@ -98,6 +102,10 @@ class ObjectSkill(Skill):
         self.names = [f"{COLOURS[c]} {SHAPES[s]}" for c, s in PAIRS]
         self.prompts = [f"a {n}" for n in self.names]
         self.unseen = [aside(c, s) for c, s in PAIRS]
+
+    def said(self, objects: list[tuple]) -> int:
+        """The class of the one object that a caption names; -1 of several."""
+        return PAIRS.index(objects[0][1::-1]) if len(objects) == 1 else -1
 
     def draw(self, label: int, draws: Draws, part: str) -> list[Want]:
         """One object anywhere."""

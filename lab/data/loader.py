@@ -176,3 +176,38 @@ def _ready_to_send(source: Any, workers: int) -> None:
         cloudpickle.dumps(source)
     except Exception as e:
         raise UserError(f"config key run.workers={workers}: the source cannot be sent to a process ({e}); expected 0") from e
+
+
+def held_out(config: dict, source: Any) -> dict[str, np.ndarray]:
+    """The evaluation set [N, batch, ...]: the same examples in every study on this source."""
+    e = config["eval"]
+    n = min(e["examples"], len(source))
+    batch = min(e["batch"], n)
+    rows = np.random.default_rng(0).permutation(len(source))[: n // batch * batch]
+    items = [source[int(i)] for i in rows]
+    arrays = within({k: np.stack([item[k] for item in items]) for k, v in items[0].items() if np.asarray(v).dtype.kind in "iufb"}, source)
+    return {k: v.reshape(-1, batch, *v.shape[1:]) for k, v in arrays.items()}
+
+
+def few(config: dict, n: int) -> dict:
+    return {**config, "eval": {**config["eval"], "examples": n, "batch": n}}
+
+
+class Decoded:
+    """A source whose arrays are in memory, decoded once for all populations of a study."""
+
+    def __init__(self, source: Any):
+        self._source, self.arrays = source, decode(source)
+        self.info, self.dims = source.info, source.dims
+        if hasattr(source, "unique"):
+            self.unique = source.unique
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, i: int) -> dict:
+        return self._source[i]
+
+    def __getitems__(self, rows: Sequence[int]) -> list[dict]:
+        """Examples `rows`, read together where the source can."""
+        return fetch(self._source, rows)

@@ -187,6 +187,22 @@ class Source:
         """What `correct` is made of, where a class has several attributes: whether each is right, bool [N]."""
         return self.skill.parts(find(images, self.canvas.grid), np.asarray(labels))
 
+    def said(self, text: np.ndarray) -> np.ndarray:
+        """The class that each of the texts [N, length] says, int [N]; -1 of what is no caption of the grammar, or tells no class."""
+        return np.array([self._class(t) for t in text])
+
+    def _class(self, text: np.ndarray) -> int:
+        n = np.count_nonzero(text)
+        caption = words.decode(text)
+        if text[n:].any() or not caption:
+            return -1
+        if caption in self.skill.prompts:
+            return self.skill.prompts.index(caption)
+        try:
+            return self.skill.said(words.read(caption, self.canvas.grid)["objects"])
+        except UserError:
+            return -1
+
     @property
     def trait_names(self) -> dict[str, tuple[str, ...]]:
         """The values of each of `traits`; cells are numbered in reading order."""

@@ -11,7 +11,7 @@ from scipy.special import expit
 from lab.errors import UserError, unknown
 
 STREAMS = {"train": 0, "eval": 1, "parameters": 2}
-HELD_OUT = 2**16  # small enough to permute in memory, as lab.study.held_out does
+HELD_OUT = 2**16  # small enough to permute in memory, as loader.held_out does
 LOGITS = np.linspace(-8, 8, 33)  # losses are smooth in logit(t), where the trapezoid rule converges exponentially
 TIMES = expit(LOGITS)
 DENSITIES = {"uniform": TIMES * (1 - TIMES) / 2, "logit_normal": np.exp(-(LOGITS**2) / 2) / np.sqrt(8 * np.pi)}  # mass at TIMES

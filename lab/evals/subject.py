@@ -17,15 +17,15 @@ class Subject:
       those, and what was asked for, label int32 [N] and text.
     errors: prediction less target on the held-out set, error float32 [M, ...], at times t float32 [M]; of sequences that end, nats of
       each token, [M, tokens], and their lengths.
-    draw(cond): samples for conditions [N, ...] of the judge's own, such as sequences with holes; one `cond` is the same object for every
-      trial, as it is drawn for all of them at once.
+    draw(cond, **options): samples for conditions [N, ...] of the judge's own, such as sequences with holes, by the sampler with `options`
+      over its own; one `cond` is the same object for every trial, as it is drawn for all of them at once.
     """
 
     def __init__(
         self,
         samples: Callable[[], dict[str, np.ndarray]],
         errors: Callable[[], dict[str, np.ndarray]],
-        draw: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None,
+        draw: Callable[..., dict[str, np.ndarray]] | None = None,
     ):
         self._samples, self._errors, self.draw = samples, errors, draw
 

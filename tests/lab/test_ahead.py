@@ -9,8 +9,10 @@ import pytest
 from test_designs import EXPERIMENT
 from test_fit import numbers, said
 
-from lab import cost, devices, record, skills, study
+from lab import cost, devices, record, skills
 from lab.data.loader import open_source
+from lab.experiment import load
+from lab.sampling import counted
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,7 @@ def real(tmp_path_factory):
     folder = tmp_path_factory.mktemp("real")
     (folder / "base.py").write_text(EXPERIMENT)
     isoflops.study(folder / "runs", rates=(-6,))
-    config = study.load(str(folder / "base.py")).config.to_dict()
+    config = load(str(folder / "base.py")).config.to_dict()
     info = open_source(dict(config["data"]), "train", "").info
     about = record.read_study(folder / "runs")
     data = about["data"] | {"fingerprint": info["fingerprint"], "origin": info["origin"]}
@@ -57,8 +59,8 @@ def test_a_given_size_has_its_price_against_the_best(plain, capsys):
 def test_a_config_is_counted_and_its_file_too(real, capsys):
     code, out, err = said(capsys, "forecast", real / "runs", "--to", "model.width=64,train.steps=100000")
     assert code == 0, err
-    config = study.load(str(real / "base.py"), ["--config.model.width=64", "--config.train.steps=100000"]).config.to_dict()
-    each, params = study.counted(real / "runs", config)
+    config = load(str(real / "base.py"), ["--config.model.width=64", "--config.train.steps=100000"]).config.to_dict()
+    each, params = counted(real / "runs", config)
     size, data, flops = numbers(r"of N ([\d.e+]+), D ([\d.e+]+), ([\d.e+]+) FLOPs", out)
     assert size == pytest.approx(params, rel=5e-3)
     assert data == 8e5

@@ -13,6 +13,7 @@ from test_study import experiment, run
 
 from lab import cli, goodput, population, record, study
 from lab.errors import UserError
+from lab.experiment import load
 from lab.population import Interrupt
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -21,7 +22,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 def train(path, folder, *overrides):
     """The study trained as by `lab run`, without a report."""
     with Interrupt() as interrupt:
-        return study.Study(study.load(str(path), ["--config.run.checkpoint_steps=4", *overrides]), folder).run(interrupt)
+        return study.Study(load(str(path), ["--config.run.checkpoint_steps=4", *overrides]), folder).run(interrupt)
 
 
 @pytest.fixture(scope="module")

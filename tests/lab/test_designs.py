@@ -9,6 +9,7 @@ from lab import designs, fit, study
 from lab.cli import main
 from lab.designs import Asked, Size, Sizes
 from lab.errors import UserError
+from lab.experiment import load
 from lab.laws.points import points
 from lab.laws.solve import solve
 
@@ -170,7 +171,7 @@ def test_a_design_is_written_and_is_a_study_of_its_budget(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "exponent of C" in said
     assert f"experiment: {out}" in said
-    s = study.Study(study.load(str(out)))
+    s = study.Study(load(str(out)))
     work = sorted(s.work().values())  # what `lab plan` tells
     assert 0.8 * 3e9 <= sum(work) <= 3e9
     assert len(work) == 6

@@ -9,9 +9,10 @@ import pytest
 import small
 
 from lab.errors import UserError
+from lab.experiment import DEFAULTS
 from lab.failure import Policy, policy
 from lab.optim import at_step
-from lab.study import DEFAULTS, identity
+from lab.trials import identity
 
 
 def bad(n):

@@ -33,7 +33,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("family", KINDS)
+@pytest.mark.parametrize("family", [pytest.param(k, marks=[pytest.mark.slow] * (k == "meissonic")) for k in KINDS])
 def test_a_study_of_every_kind_runs_is_sampled_and_judged(family, tmp_path, monkeypatch, capsys):
     data, options, judged, shape = KINDS[family]
     section, objective, _ = families.FAMILIES[family]

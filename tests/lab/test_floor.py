@@ -40,7 +40,7 @@ FIELD = Field("train", "", size=8)
 MIXTURE = Mixture("train", "", size=4, channels=1, classes=4, components=2, rank=2)
 
 
-@pytest.mark.parametrize("world, patch", [(FIELD, 2), (MIXTURE, 4)], ids=["field", "mixture"])
+@pytest.mark.parametrize("world, patch", [pytest.param(FIELD, 2, marks=pytest.mark.slow), (MIXTURE, 4)], ids=["field", "mixture"])
 def test_training_nears_the_floor_and_stays_above_it(world, patch):
     fresh = Fresh(world)
     changes = {"train.steps": STEPS, "train.batch": BATCH, "optim.schedule": "cosine", "optim.warmup": 10}

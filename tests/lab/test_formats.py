@@ -10,13 +10,15 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from lab import cli, population, record, study
+from lab import cli, population, record
 from lab.axes import Dims, scale, stack, weight, weights
 from lab.data import encode
 from lab.data.loader import open_source
 from lab.errors import UserError
+from lab.experiment import DEFAULTS
 from lab.formats import dit, pixart, tensors
 from lab.formats.rules import Constant, Rest, Rule, apply, invert
+from lab.sampling import asked, restored, sample
 
 DIMS = Dims({"layers": 2, "embed": 4, "heads": 2, "head_dim": 3, "mlp": 5})
 PUBLISHED = {
@@ -149,7 +151,7 @@ def test_a_wrong_rule_is_an_error_of_its_author():
 def published(folder, seed=0, **changes):
     """A random published DiT: config.json and one safetensors file."""
     theirs = PUBLISHED | changes
-    config = {**json.loads(json.dumps(study.DEFAULTS)), **dit.Format.config(theirs)}
+    config = {**json.loads(json.dumps(DEFAULTS)), **dit.Format.config(theirs)}
     dims = config.pop("data")
     program = population.build(config, dims)
     mine = random(program.model, seed) | {"blocks.attention.logits": np.full(theirs["num_layers"], 8**-0.5, np.float32)}
@@ -205,7 +207,7 @@ def test_shards_are_read_by_their_index_and_a_lost_one_is_named(tmp_path, capsys
         save_file({n: made[n] for n in names if files[n] == file}, tmp_path / "dit" / file)
     (tmp_path / "dit" / f"{dit.Format.file}.index.json").write_text(json.dumps({"weight_map": files}))
     assert run("import", "weights", tmp_path / "dit", "--to", tmp_path / "in") == 0
-    kept = study.restored(tmp_path / "in").weights
+    kept = restored(tmp_path / "in").weights
     np.testing.assert_array_equal(kept.readout.get_value(), made["proj_out_2.weight"].T)
     (tmp_path / "dit" / files[names[0]]).unlink()
     assert f"lacks {files[names[0]]}, which" in refused(capsys, "import", "weights", tmp_path / "dit", "--to", tmp_path / "in2")
@@ -264,7 +266,7 @@ def test_a_model_that_a_published_format_cannot_hold_goes_out_in_the_labs_own(tm
     model = dict(name="dit", width=32, depth=1, head_dim=16, mlp_ratio=2, patch=4, qk_norm=True, zero_gates=False)
     told = {"model": model, "base": {"width": 16}, "objective": dict(name="flow", time="uniform", label_drop=0.2)}
     told |= {"_class_name": "ScalingLab", "data": {"image": 8, "channels": 1, "classes": 3}}
-    config = {**json.loads(json.dumps(study.DEFAULTS)), **{k: told[k] for k in ("model", "base", "objective")}}
+    config = {**json.loads(json.dumps(DEFAULTS)), **{k: told[k] for k in ("model", "base", "objective")}}
     described = population.build(config, told["data"]).model
     mine = random(described)
     (tmp_path / "own").mkdir()
@@ -292,7 +294,7 @@ def test_a_model_that_a_published_format_cannot_hold_goes_out_in_the_labs_own(tm
     record.write_json(tmp_path / "out" / "parametrization.json", card)
     assert run("import", "weights", tmp_path / "out", "--to", tmp_path / "in2", "--objective", "name=flow", "--objective", "time=uniform",
                "--objective", "label_drop=0.3") == 0  # fmt: skip
-    kept = study.restored(tmp_path / "in2").config
+    kept = restored(tmp_path / "in2").config
     assert (kept["parametrization"]["alpha"], kept["base"], kept["objective"]["label_drop"]) == (0.5, {"width": 16}, 0.3)
 
 
@@ -303,7 +305,7 @@ DECODER = dict(name="decoder", width=32, depth=1, head_dim=16, mlp_ratio=1, qk_n
 def own(folder, model, objective, dims):
     """A folder in the lab's own layout with random weights."""
     told = {"_class_name": "ScalingLab", "model": model, "base": {"width": 32}, "objective": objective, "data": dims}
-    config = {**json.loads(json.dumps(study.DEFAULTS)), **{k: told[k] for k in ("model", "base", "objective")}}
+    config = {**json.loads(json.dumps(DEFAULTS)), **{k: told[k] for k in ("model", "base", "objective")}}
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(told))
     tensors.write(folder / "model.safetensors", random(population.build(config, dims).model))
@@ -334,9 +336,9 @@ def test_imports_of_tokens_and_text_want_their_data_and_are_sampled_judged_and_r
     assert "oracle_chance" in capsys.readouterr().out
     assert "(nearest: 'circle')" in refused(capsys, "sample", full, "--prompt", "a red circel")
     about = record.read_study(full)["data"]
-    found = study.restored(full)
-    cond, names = study.asked(found, full, about, 3)
-    made = study.sample(found, about, cond, {})
+    found = restored(full)
+    cond, names = asked(found, full, about, 3)
+    made = sample(found, about, cond, {})
     assert {tuple(x) for x in made.reshape(-1, 3)} <= {tuple(x) for x in about["palette"]}
     assert names == about["class_names"][:3]
     for folder, said, unsaid in ((bare, "import them again", "draws"), (full, "`lab sample", "import them again")):
@@ -374,7 +376,7 @@ def test_a_published_model_of_features_is_sampled_by_those_of_an_encoded_set(tmp
         **{"_class_name": "PixArtTransformer2DModel", "num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1, "in_channels": 2},
         **{"out_channels": 2, "sample_size": 4, "patch_size": 2, "caption_channels": 6, "cross_attention_dim": 16},
     }
-    config = {**json.loads(json.dumps(study.DEFAULTS)), **pixart.Format.config(theirs)}
+    config = {**json.loads(json.dumps(DEFAULTS)), **pixart.Format.config(theirs)}
     program = population.build(config, config["data"])
     mine = random(program.model)
     mine |= {n: np.full_like(x, 8**-0.5) for n, x in mine.items() if n.endswith("logits")}
@@ -395,7 +397,7 @@ def test_a_published_model_of_features_is_sampled_by_those_of_an_encoded_set(tmp
     assert run(*ask, tmp_path / "in", *flags({"name": "encoded", "path": "set"}), "--data-dir", tmp_path) == 0
     about = record.read_study(tmp_path / "in")["data"]
     assert about["dims"]["length"] == 5
-    cond, _ = study.asked(study.restored(tmp_path / "in"), tmp_path / "in", about, 3)
+    cond, _ = asked(restored(tmp_path / "in"), tmp_path / "in", about, 3)
     assert cond["text"].shape == (3, 5, 6)
     assert cond["text"][:, 0, 0].tolist() == [1, 2, 3]  # a class in turn
     assert run("sample", tmp_path / "in", "-n", 2, "--option", "steps=2", "--out", tmp_path / "s.png") == 0

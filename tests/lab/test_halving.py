@@ -11,6 +11,7 @@ import pytest
 from test_study import LINEAR, TESTS, mistake, process, reached, run
 
 from lab import cli, halving, population, record, study
+from lab.experiment import load
 from lab.population import Interrupt, Preempted
 
 TEXT = '''"""Which learning rate is best?"""
@@ -49,7 +50,7 @@ WHOLE = "--config.run.halving.at=()"
 def train(path, workdir, *overrides):
     """The folder of the study, trained as by `lab run`, without a report."""
     with Interrupt() as interrupt:
-        return study.Study(study.load(str(path), overrides), workdir / "tiny").run(interrupt)
+        return study.Study(load(str(path), overrides), workdir / "tiny").run(interrupt)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,7 @@ def test_flops_are_those_of_the_formula(pair):
     halved, whole = (record.ends(f) for f in pair)
     each = pc.max(whole["flops"]).as_py() / 24
     assert pc.sum(halved["flops"]).as_py() == pytest.approx(each * (8 * 6 + 4 * 6 + 2 * 12), rel=1e-9)
-    loaded = study.load(str(experiment(pair[0].parent)))
+    loaded = load(str(experiment(pair[0].parent)))
     config = loaded.config.to_dict()
     assert study.Study(loaded).left() == pytest.approx(0.5)
     assert halving.halved(8, config) == pytest.approx((8 * 6 + 4 * 6 + 2 * 12) / (8 * 24))
@@ -138,13 +139,14 @@ def in_parts(path, folder, *overrides):
     for attempts in range(20):
         try:
             with Soon() as soon:
-                study.Study(study.load(str(path), overrides), folder).run(soon)
+                study.Study(load(str(path), overrides), folder).run(soon)
             return attempts
         except Preempted:
             continue
     raise AssertionError("it never ends")
 
 
+@pytest.mark.slow
 def test_a_stopped_study_goes_on_with_the_same_records(pair, tmp_path):
     """Interrupted within every population and at a mark."""
     folder = tmp_path / "parts" / "tiny"
@@ -248,6 +250,7 @@ ROUNDS = """def sweep(history):
 """
 
 
+@pytest.mark.slow
 def test_a_round_is_asked_for_what_was_tried_and_resumes(tmp_path, capfd):
     """Without halving: eight trials in two rounds of four, of one program; interrupted the same come out."""
     path, folder, built = experiment(tmp_path, ROUNDS), tmp_path / "whole" / "tiny", []
@@ -299,7 +302,7 @@ def test_the_best_of_one_size_is_carried_to_a_big_run(pair, tmp_path, capsys):
     assert cli.main(["transfer", str(pair[0]), "--to", "model.width=64", "--to", "train.steps=100", "--out", str(out)]) == 0
     said = capsys.readouterr().out
     best = min(record.finals(pair[0]).to_pylist(), key=lambda r: r["eval_loss"])
-    loaded = study.load(str(out))
+    loaded = load(str(out))
     assert (loaded.config.model.width, loaded.config.train.steps, loaded.config.optim.lr) == (64, 100, best["optim.lr"])
     assert loaded.config.run.halving.at == ()
     assert "base (width 32)" in out.read_text()

@@ -6,8 +6,11 @@ import math
 import numpy as np
 import pytest
 
-from lab import cli, record, study
+from lab import cli, record
 from lab.errors import UserError
+from lab.experiment import load
+from lab.sampling import PROMPTS, asked, restored, sample, sources
+from lab.trials import expand
 
 EXPERIMENT = '''"""Does it run?"""
 from ml_collections import ConfigDict
@@ -151,16 +154,16 @@ def test_models_read_features_of_the_data_by_an_input(told):
 def test_prompts_are_kept_as_features_of_held_out_captions_and_models_read_them(told):
     about = record.read_study(told)["data"]
     assert about["prompts"].keys() == {"label", "names"}  # features are too many numbers for JSON
-    cond, names = study.asked(study.restored(told), told, about, 7)
+    cond, names = asked(restored(told), told, about, 7)
     assert cond["text"].shape == (7, 6, 5)
     assert names[5:] == names[:2]
     np.testing.assert_array_equal(cond["text"][5:], cond["text"][:2])
-    _, held = study.sources(told)
+    _, held = sources(told)
     said = {held[i]["caption"]: held[i]["text"] for i in range(len(held))}
     for name, features in zip(names, cond["text"], strict=True):
         np.testing.assert_array_equal(features, said[name])
     for trial, _ in arms(told).values():
-        found = study.restored(told, trial)
+        found = restored(told, trial)
         rng = np.random.default_rng(0)
         makes = {"image": ("x", rng.normal(size=(2, 4, 4, 3)).astype(np.float32)), "tokens": ("tokens", np.zeros((2, 4, 4), np.int32))}
         key, value = makes[found.program.objective.makes]
@@ -181,24 +184,24 @@ def test_samples_follow_prompts_of_the_study_and_a_text_without_features_is_refu
     line = refused(capsys, "sample", told, "--prompt", names[1][:-1])
     assert "features of texts and no encoder for others" in line
     assert f"(nearest: {names[1]!r})" in line
-    kept = (told / study.PROMPTS).read_bytes()
+    kept = (told / PROMPTS).read_bytes()
     for damage in (lambda p: p.unlink(), lambda p: p.write_bytes(kept[: len(kept) // 2]), lambda p: p.write_bytes(b"")):
-        damage(told / study.PROMPTS)
+        damage(told / PROMPTS)
         assert "prompts.npz', the features of the study's prompts, is missing or damaged" in refused(capsys, "sample", told)
-    (told / study.PROMPTS).unlink()
+    (told / PROMPTS).unlink()
     assert lab("run", told.parents[1] / "mine.py", "--workdir", told.parent) == 0  # nothing is trained again
-    assert (told / study.PROMPTS).read_bytes() == kept
+    assert (told / PROMPTS).read_bytes() == kept
 
 
 def test_tokens_of_an_encoded_set_are_shown_by_its_palette(told):
-    found, about = study.restored(told, arms(told)["decoder"][0]), record.read_study(told)["data"]
+    found, about = restored(told, arms(told)["decoder"][0]), record.read_study(told)["data"]
     assert about["palette"] == [[64], [192]]
-    cond, _ = study.asked(found, told, about, 4)
-    made = study.sample(found, about, cond, {"top_k": 1})
+    cond, _ = asked(found, told, about, 4)
+    made = sample(found, about, cond, {"top_k": 1})
     assert made.shape == (4, 4, 4, 1)
     assert set(np.unique(made)) <= {64, 192}
     with pytest.raises(UserError, match="no palette of the source"):
-        study.asked(found, told, {k: v for k, v in about.items() if k != "palette"}, 4)
+        asked(found, told, {k: v for k, v in about.items() if k != "palette"}, 4)
 
 
 def test_every_arm_is_drawn_from_by_options_of_its_own(told, capsys):
@@ -219,8 +222,8 @@ def loaded(tmp_path, *changes):
         assert old in text
         text = text.replace(old, new)
     (tmp_path / "two.py").write_text(text)
-    experiment = study.load(str(tmp_path / "two.py"))
-    return experiment, study.expand(experiment, "print")
+    experiment = load(str(tmp_path / "two.py"))
+    return experiment, expand(experiment, "print")
 
 
 def test_options_of_a_sampler_are_no_part_of_a_trial_and_replace_the_configs_own(tmp_path):

@@ -7,12 +7,11 @@ import pytest
 import small
 
 from lab import axes
-from lab.data.loader import Loader
+from lab.data.loader import Loader, held_out
 from lab.errors import UserError
 from lab.models import shared
 from lab.objectives import diffusion, flow, next_token, unmask
 from lab.population import Population
-from lab.study import held_out
 
 KEY = jax.random.key(0)
 

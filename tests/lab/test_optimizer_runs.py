@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 import small
 
-from lab import axes, cli, find, study
+from lab import axes, cli, find, restore
 from lab.checkpoint import Checkpoints
+from lab.data.loader import held_out
 from lab.errors import UserError
+from lab.experiment import DEFAULTS, load
 from lab.optim import own
 from lab.population import Population, Trial, hypers, state_names
-from lab.study import DEFAULTS, Study, expand, held_out, load, pack, shape_key
+from lab.sampling import restored
+from lab.study import Study
+from lab.trials import _fitting, expand, pack, shape_key
 from sharding import mesh, place
 
 NAMES = find.names("lab.optimizers")
@@ -103,7 +107,7 @@ def test_what_is_kept_of_a_weight_lies_as_the_weight_does(name):
 
 def test_the_memory_of_a_trial_is_told_by_what_its_optimizer_keeps():
     """Beside the weights and their average: two moments of Adam's, one of SGD's, rows and columns of Adafactor's."""
-    fitting = {n: study._fitting(trials(n)[0], SOURCE.dims) for n in ("adamw", "sgd", "adafactor")}
+    fitting = {n: _fitting(trials(n)[0], SOURCE.dims) for n in ("adamw", "sgd", "adafactor")}
     np.testing.assert_allclose(fitting["sgd"] / fitting["adamw"], 4 / 3, rtol=0.01)
     np.testing.assert_allclose(fitting["adafactor"] / fitting["adamw"], 4 / 2, rtol=0.1)
 
@@ -179,7 +183,7 @@ def test_a_trial_of_adamw_is_the_one_it_was_before_it_had_a_name(tmp_path):
     kept["parametrization"] = {"name": "mup", "alpha": 1.0}
     kept["optim"] = {k: v for k, v in kept["optim"].items() if k != "name"}
     kept["train"] = {k: kept["train"][k] for k in ("steps", "batch", "log_every", "dtype", "precision")}
-    text = json.dumps([study.NUMBERS, kept, "print", [None] * 3], sort_keys=True, default=list)
+    text = json.dumps([restore.NUMBERS, kept, "print", [None] * 3], sort_keys=True, default=list)
     assert trial.id == hashlib.sha256(text.encode()).hexdigest()[:12]
     (other,) = expand(load(written(tmp_path, 'b2=0.95, name="lion"')), "print")
     assert other.id != trial.id
@@ -203,6 +207,6 @@ def test_a_study_of_before_goes_on(tmp_path):
         file.write_text(json.dumps(told))
     again = Study(load(str(path)), folder)
     assert set(again.trials) == set(again.known["trials"])
-    assert study.restored(folder).config["optim"]["name"] == "adamw"
+    assert restored(folder).config["optim"]["name"] == "adamw"
     with pytest.raises(UserError, match=r"its optim\.name is 'adamw', this one's is 'lion'"):
         Study(load(str(path), ["--config.optim.name=lion"]), folder)

@@ -284,7 +284,8 @@ def forgetful(arrow):
     return mup(arrow)._replace(unit=0.0)
 
 
-@pytest.mark.parametrize("name", NAMES)
+# the two whose updates have a size of their own; adamw's check is that of every family (test_check.py)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in ("muon", "adafactor"))) for n in NAMES])
 def test_under_mup_no_change_drifts_with_width_and_under_the_standard_rule_some_do(name):
     batches = small.stack([small.batch(16, s, small.Source(side=8)) for s in range(STEPS)])
     setting = Setting(2, STEPS, RATES.get(name, 2.0**-9))

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from lab import axes, population, study
+from lab import axes, population
 from lab.errors import UserError
+from lab.experiment import DEFAULTS
 from lab.formats import pixart as format
 from lab.formats.rules import apply, invert
 
@@ -19,7 +20,7 @@ PUBLISHED = {
 def built(theirs, **model):
     """The complete config of a published PixArt, and its program."""
     sections = format.Format.config(theirs)
-    config = {**json.loads(json.dumps(study.DEFAULTS)), **sections, "model": sections["model"] | model}
+    config = {**json.loads(json.dumps(DEFAULTS)), **sections, "model": sections["model"] | model}
     return config, population.build(config, config["data"])
 
 

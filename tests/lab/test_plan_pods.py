@@ -9,10 +9,11 @@ from pathlib import Path
 import jax
 import pytest
 
-from lab import cli, layouts, pods, pods_text, study
+from lab import cli, layouts, pods, pods_text
 from lab.data import encoded
 from lab.devices import CHIPS
 from lab.errors import UserError
+from lab.experiment import load
 from lab.layouts import Guess, Layout, Seconds
 from lab.models import shared
 from lab.population import build
@@ -51,12 +52,12 @@ def small(tmp_path):
 
 
 def work_of(path, **changes):
-    trials, dims, inputs, _ = pods.largest(study.load(str(path), [f"--config.{k}={v}" for k, v in changes.items()]))
+    trials, dims, inputs, _ = pods.largest(load(str(path), [f"--config.{k}={v}" for k, v in changes.items()]))
     return layouts.work(build(trials[0].config, dims), trials[:1], inputs), trials
 
 
 def test_the_population_of_most_parameters_is_planned(small):
-    trials, dims, inputs, alike = pods.largest(study.load(str(small)))
+    trials, dims, inputs, alike = pods.largest(load(str(small)))
     assert {t.config["model"]["width"] for t in trials} == {64}
     assert (len(trials), alike) == (1, 2)
     assert dims == {"classes": 10, "image": 16, "channels": 4}
@@ -120,7 +121,7 @@ def test_the_printed_overrides_run_as_planned(small, own):
     assert {"fsdp", "tensor"} & {a for x in found.values() for a in x.mesh}
     for x in found.values():
         flags = x.flags(job.placing(x.mesh)[0]).split()
-        run = study.load(str(small), flags).config.run.to_dict()
+        run = load(str(small), flags).config.run.to_dict()
         planned = pods.placement(job, x, devices)
         assert placed(run, 1) == planned
         assert ("heads" in planned.rules) == ("tensor" in x.mesh and "heads" not in own)
@@ -128,7 +129,7 @@ def test_the_printed_overrides_run_as_planned(small, own):
 
 def test_a_mesh_that_an_experiment_names_is_told_in_whole(small):
     def own(**run):
-        config = study.load(str(small)).config.to_dict()["run"]
+        config = load(str(small)).config.to_dict()["run"]
         return pods.own({**config, **run, "mesh": {**config["mesh"], **run.get("mesh", {})}}, on)
 
     on = pods.Pod("v5e:2x1", 1, "v5e", CHIPS["v5e"], jax.devices())
@@ -192,7 +193,7 @@ def test_recorded_plans_give_room_to_what_was_counted():
 
 @needs_libtpu
 def test_a_small_step_is_compiled_for_a_pod_once(small, tmp_path, monkeypatch):
-    experiment, on = study.load(str(small), ["--config.run.chunk=1"]), pods.pod("v5e:2x2")
+    experiment, on = load(str(small), ["--config.run.chunk=1"]), pods.pod("v5e:2x2")
     told = pods.plan(experiment, on, {"fsdp": 2, "tensor": 2}, price=1.2, cache=tmp_path / "plans")
     job, _ = work_of(small)
     bytes_of, text = told["bytes"], pods_text.text(told)

@@ -8,8 +8,8 @@ import pytest
 
 from lab import cli, points, record, report, search, target, transfer
 from lab.errors import UserError
+from lab.experiment import load
 from lab.laws.transfer import DRIFTS
-from lab.study import load
 
 SPACE = {"optim.lr": search.log(2**-10, 2**-2), "optim.b2": search.linear(0.8, 0.999)}
 

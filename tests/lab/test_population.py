@@ -11,9 +11,9 @@ import pytest
 import small
 
 from lab import axes
+from lab.data.loader import held_out
 from lab.errors import UserError
 from lab.population import Interrupt, Placement, Population, build, hypers
-from lab.study import held_out
 from lab.train import over_trials
 from sharding import mesh as meshes
 

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import small
 
-from lab import record, study
+from lab import record, restore, study
+from lab.data.loader import held_out
 from lab.errors import UserError
+from lab.experiment import load
 from lab.parametrization import DECAY, EPS, TABLES, table
 from lab.population import Interrupt, Population, build, hyper, peak
 from lab.rates import BATCH, HORIZON, factor
+from lab.trials import identity, shape_key, transferred
 
 BASE = dict(base_batch=32, base_steps=1000)
 
@@ -96,11 +99,11 @@ def points():
 
 def test_all_rules_are_trials_of_one_population_and_each_is_a_trial_of_its_own():
     trials = sweep(points())
-    assert len({study.shape_key(t) for t in trials}) == 1
-    assert len({study.identity(t.config, "") for t in trials}) == len(trials)
+    assert len({shape_key(t) for t in trials}) == 1
+    assert len({identity(t.config, "") for t in trials}) == len(trials)
     few = sweep([{"parametrization.decay": d, "optim.weight_decay": 0.1} for d in DECAY])
     source = small.Source()
-    pop = Population(few, source, study.held_out(few[0].config, source))
+    pop = Population(few, source, held_out(few[0].config, source))
     traced = {float(pop.hyper.weight_decay[i]) for i in range(len(few))}
     assert len(traced) == 2  # as it is, and over the learning rate
     assert len({str([float(s.decay[i]) for s in pop.hyper.scales]) for i in range(len(few))}) == 3
@@ -115,16 +118,16 @@ def test_a_trial_of_before_keeps_its_identity():
     older["eval"] = {k: v for k, v in older["eval"].items() if k != "metric"}
     older["train"] = {k: older["train"][k] for k in ("steps", "batch", "log_every", "dtype", "precision")}
     # the lab's own parts have no digest
-    text = json.dumps([study.NUMBERS, older, "print", [None] * 3], sort_keys=True, default=list)
-    ids = [study.identity(c, "print") for c in configs]
+    text = json.dumps([restore.NUMBERS, older, "print", [None] * 3], sort_keys=True, default=list)
+    ids = [identity(c, "print") for c in configs]
     assert ids[0] == hashlib.sha256(text.encode()).hexdigest()[:12]
     assert len(set(ids)) == len(ids)
 
 
 def test_the_card_tells_base_rule_and_factor_of_each_trial():
     named = {f"transfer.{k}": v for k, v in rules("sqrt", "inverse_sqrt").items()}
-    assert study.transferred(at(128)) == {}
-    assert study.transferred(at(128, **named, **{"train.steps": 250})) == {**rules("sqrt", "inverse_sqrt"), "factor": 2.0}
+    assert transferred(at(128)) == {}
+    assert transferred(at(128, **named, **{"train.steps": 250})) == {**rules("sqrt", "inverse_sqrt"), "factor": 2.0}
 
 
 TEXT = '''"""Is a rate at another batch the rate times its factor?"""
@@ -153,7 +156,7 @@ def test_a_study_trains_at_the_rate_of_its_rule_and_its_card_says_so(tmp_path, m
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "xla"))
     (tmp_path / "batch.py").write_text(TEXT.format(source=str(Path(__file__).parents[1] / "waves.py")))
     with Interrupt() as interrupt:
-        folder = study.Study(study.load(str(tmp_path / "batch.py")), tmp_path / "runs").run(interrupt)
+        folder = study.Study(load(str(tmp_path / "batch.py")), tmp_path / "runs").run(interrupt)
     (population,) = record.read_study(folder)["populations"]
     card = record.read_json(folder / population / "card.json")["transfer"]
     arms = {t: a["arm"] for t, a in record.read_study(folder)["trials"].items()}

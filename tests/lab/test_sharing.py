@@ -12,6 +12,7 @@ from test_halving import train
 from test_study import LINEAR, TESTS, experiment, mistake, reached
 
 from lab import claims, cli, record, study
+from lab.experiment import load
 
 
 def start(path, workdir, *more):
@@ -69,7 +70,7 @@ def test_a_population_in_training_is_left_alone_and_without_claims_it_would_not_
 
 def test_who_finds_nothing_to_do_says_who_holds_it_and_goes(tmp_path, capsys):
     path, folder = experiment(tmp_path, steps=20), tmp_path / "runs" / "tiny"
-    study.Study(study.load(str(path)), folder).plan()
+    study.Study(load(str(path)), folder).plan()
     (name,) = record.read_study(folder)["populations"]
     with claims.take(folder, name):
         assert cli.main(["run", str(path), "--workdir", str(tmp_path / "runs")]) == 0
@@ -94,6 +95,7 @@ def test_one_population_by_name_or_number_and_the_last_makes_the_report(tmp_path
     assert len(list(folder.glob("*/samples.npz"))) == 1
 
 
+@pytest.mark.slow
 def test_halving_waits_for_the_results_of_others(tmp_path):
     """Two processes, five trials a population: the second rung is made of both's, as one process makes it."""
     path = halved(tmp_path)
@@ -106,7 +108,7 @@ def test_halving_waits_for_the_results_of_others(tmp_path):
     assert record.results(folder).equals(record.results(whole))
 
 
-@pytest.mark.parametrize("how", ["kill", "terminate"])
+@pytest.mark.parametrize("how", ["kill", pytest.param("terminate", marks=pytest.mark.slow)])
 def test_what_a_dead_process_left_is_taken_over(tmp_path, how):
     path, folder = experiment(tmp_path, LINEAR, steps=300, rates=(-8,), seconds=0.2), tmp_path / "runs" / "tiny"
     first = start(path, tmp_path / "runs")

@@ -10,7 +10,11 @@ import pytest
 from test_study import TESTS, Asked, mistake, run
 
 from lab import cli, record, study
+from lab.errors import UserError
+from lab.experiment import load
 from lab.population import STREAMS, Interrupt, Preempted
+from lab.restore import chosen
+from lab.trials import expand
 
 TEXT = '''"""Do stages go on from each other?"""
 from ml_collections import ConfigDict
@@ -63,7 +67,7 @@ def plain(tmp_path_factory):
     """The folder of the same experiment without stages: the first of them."""
     folder = tmp_path_factory.mktemp("plain")
     with Interrupt() as interrupt:
-        return study.Study(study.load(str(experiment(folder, stages=""))), folder / "tiny").run(interrupt)
+        return study.Study(load(str(experiment(folder, stages=""))), folder / "tiny").run(interrupt)
 
 
 def parts(folder):
@@ -104,16 +108,16 @@ def test_flops_are_those_of_all_stages(staged):
 
 
 def test_a_stage_sees_batches_and_noise_that_none_before_it_saw(staged):
-    found = study.Study(study.load(str(experiment(staged.parent))), staged)
+    found = study.Study(load(str(experiment(staged.parent))), staged)
     streams = [{t.stream for t in s.trials.values()} for s in found.stages()]
     assert streams == [{0}, {STREAMS}]
 
 
 def test_a_run_in_stages_that_is_stopped_at_every_step_goes_on_bitwise(staged, tmp_path):
     path, folder = experiment(tmp_path), tmp_path / "tiny"
-    for _ in range(3):
+    for _ in range(3):  # one step an attempt
         with Asked() as asked, pytest.raises(Preempted):
-            study.Study(study.load(str(path)), folder).run(asked)
+            study.Study(load(str(path)), folder).run(asked)
     assert set(record.status(folder).values()) == {"missing"}
     assert run(path, tmp_path) == 0
     for k, f in parts(folder).items():
@@ -147,7 +151,7 @@ def begun(folder, plain, name="warm", rates=(-6,), **more):
     changes = {"init": dict(study=str(plain), **more.pop("init", {})), **more}
     path = experiment(folder, stages="", rates=rates, name=name, **changes)
     with Interrupt() as interrupt:
-        return study.Study(study.load(str(path)), folder / name).run(interrupt)
+        return study.Study(load(str(path)), folder / name).run(interrupt)
 
 
 def test_without_a_step_a_warm_start_has_the_loss_of_its_source(plain, tmp_path):
@@ -158,7 +162,7 @@ def test_without_a_step_a_warm_start_has_the_loss_of_its_source(plain, tmp_path)
         assert at(folder, step) == {-100.0: best[0]}
     warm, cold = begun(tmp_path, plain, "warmer"), experiment(tmp_path, stages="", rates=(-6,), name="cold")
     with Interrupt() as interrupt:
-        cold = study.Study(study.load(str(cold)), tmp_path / "cold").run(interrupt)
+        cold = study.Study(load(str(cold)), tmp_path / "cold").run(interrupt)
     assert at(warm, 10)[-6] < 0.9 * at(cold, 10)[-6]
     assert at(cold, 0)[-6] > at(warm, 0)[-6]
 
@@ -166,16 +170,16 @@ def test_without_a_step_a_warm_start_has_the_loss_of_its_source(plain, tmp_path)
 def test_a_trial_is_another_by_what_it_begins_from_and_not_by_where_that_lies(plain, tmp_path):
     def ids(where, **more):
         path = experiment(tmp_path, stages="", rates=(-6,), init=dict(study=str(where), **more))
-        return [t.id for t in study.expand(study.load(str(path)), "print")]
+        return [t.id for t in expand(load(str(path)), "print")]
 
     copy = tmp_path / "copy"
     shutil.copytree(plain, copy)
-    cold = [t.id for t in study.expand(study.load(str(experiment(tmp_path, stages="", rates=(-6,)))), "print")]
+    cold = [t.id for t in expand(load(str(experiment(tmp_path, stages="", rates=(-6,)))), "print")]
     assert ids(plain) == ids(copy) != cold
     assert ids(plain) != ids(plain, transform="grow")
     assert ids(plain, transform="grow") != ids(plain, transform="grow", options=dict(noise=0.0))
     trials = json.loads((plain / "study.json").read_text())["trials"]
-    assert ids(plain, trial=next(i for i in study.chosen(plain)[3])) == ids(plain)
+    assert ids(plain, trial=next(i for i in chosen(plain)[3])) == ids(plain)
     assert len(trials) == 3
 
 
@@ -185,7 +189,7 @@ def test_a_wider_and_deeper_model_begins_where_the_small_one_ended(plain, tmp_pa
     best = min(v for v in at(plain, 20, "eval_ema").values() if v is not None)
     assert at(folder, 0)[-6] == pytest.approx(best, rel=1e-5)
     del wide["position_width"]  # the control: what is another function is told, not trained
-    with pytest.raises(study.UserError, match=r"init\.transform='grow' is to keep what the model computes"):
+    with pytest.raises(UserError, match=r"init\.transform='grow' is to keep what the model computes"):
         begun(tmp_path, plain, "other", init=dict(transform="grow"), model=wide)
 
 

@@ -13,7 +13,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from lab import cli, goodput, record, study
+from lab import cli, goodput, record, sampling, study
+from lab.errors import UserError
+from lab.experiment import DEFAULTS, load
 from lab.population import Interrupt, Preempted
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -82,7 +84,7 @@ def test_a_stopped_study_goes_on_bitwise(trained, tmp_path):
     path, folder = experiment(tmp_path, judges=(JUDGE,)), tmp_path / "parts" / "tiny"
     for _ in range(3):  # one step an attempt
         with Asked() as asked, pytest.raises(Preempted):
-            study.Study(study.load(str(path)), folder).run(asked)
+            study.Study(load(str(path)), folder).run(asked)
     assert set(record.status(folder).values()) == {"interrupted"}
     assert run(path, tmp_path / "parts") == 0
     whole, parts = record.results(trained), record.results(folder)
@@ -108,6 +110,7 @@ def reached(folder, step, running):
     raise AssertionError(f"the study ended ({running.poll()}) or hung before step {step}")
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_bitwise(tmp_path):
     """SIGKILL in mid-population, then SIGTERM in the second attempt, then to the end."""
     path, folder = experiment(tmp_path, DIT, steps=150, seconds=0.3, judges=(JUDGE,)), tmp_path / "parts" / "tiny"
@@ -201,7 +204,7 @@ def test_judges_say_of_every_trial_what_the_same_command_says_later(trained, cap
 
 
 def test_a_judge_that_cannot_judge_refuses_before_anything_is_drawn(trained, monkeypatch, capsys):
-    monkeypatch.setattr(study, "Painter", lambda *_, **__: pytest.fail("a sampler is made"))
+    monkeypatch.setattr(sampling, "Painter", lambda *_, **__: pytest.fail("a sampler is made"))
     capsys.readouterr()
     assert cli.main(["sample", str(trained), "-n", "4", "--judge", "oracle"]) == 2
     (line,) = capsys.readouterr().err.splitlines()  # nothing is said to be compiled
@@ -309,11 +312,11 @@ def test_sections_may_hold_sections_and_an_empty_one_keeps_its_defaults(tmp_path
     path = experiment(tmp_path)
     nested = 'dict(name="text", length=8, source=dict(name="shapes", size=16, extras=("caption",), examples=64))'
     path.write_text(re.sub(r"c\.data = .*", f"c.data = {nested}", path.read_text()).replace("c.judge = dict(", "c.judge = {} or dict("))
-    loaded = study.load(str(path), ["--config.data.source.examples=32"])
+    loaded = load(str(path), ["--config.data.source.examples=32"])
     assert loaded.config.data.source.to_dict() == {"name": "shapes", "size": 16, "extras": ("caption",), "examples": 32}
     assert set(study.Study(loaded).train[0]) == {"image", "label", "caption", "text"}
     path.write_text(path.read_text().replace("c.judge = {} or dict(names=(), every=4, n=5)", "c.judge = {}"))
-    assert study.load(str(path)).config.judge.n == study.DEFAULTS["judge"]["n"]
+    assert load(str(path)).config.judge.n == DEFAULTS["judge"]["n"]
 
 
 def test_an_axis_that_varies_without_a_base_is_named(tmp_path, capsys):
@@ -344,6 +347,6 @@ def test_the_plan_foretells_populations_and_flops(tmp_path, capsys):
 def test_a_config_that_is_none_is_one_line(tmp_path, body, said):
     file = tmp_path / "bad.py"
     file.write_text(f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    {body}\n")
-    with pytest.raises(study.UserError, match=re.escape(said)) as e:
-        study.load(str(file))
+    with pytest.raises(UserError, match=re.escape(said)) as e:
+        load(str(file))
     assert "\n" not in str(e.value)

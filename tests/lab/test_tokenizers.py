@@ -13,12 +13,14 @@ from bottlenecks import MODELS, PICTURES, patterns, trained
 from lab import audit, axes, cli, cost, find, record, study
 from lab.check import Sizes, examine
 from lab.coordinates import Setting
+from lab.data.loader import held_out
 from lab.digests import digests
 from lab.errors import UserError
 from lab.evals.rate import usage
+from lab.experiment import load
 from lab.parametrization import mup, standard
 from lab.population import Interrupt, Population, Preempted, build, parted
-from lab.study import held_out
+from lab.sampling import restored
 from lab.tokenizers import fsq, kl, vq
 
 # ---- published formulas
@@ -299,7 +301,7 @@ def file(folder, name):
     return path
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[SLOW] * (n == "fsq")) for n in MODELS])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[SLOW] * (n != "vq")) for n in MODELS])
 def test_a_study_of_a_tokenizer_is_judged_and_shows_what_it_restores(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["run", str(file(tmp_path, name))]) == 0
@@ -328,14 +330,15 @@ class Asked(Interrupt):
         pass
 
 
+@pytest.mark.slow
 def test_a_stopped_study_goes_on_bitwise_with_its_states(tmp_path):
     path = file(tmp_path, "vq")
     assert cli.main(["run", str(path), "--workdir", str(tmp_path / "whole")]) == 0
     for _ in range(3):  # one step an attempt
         with Asked() as asked, pytest.raises(Preempted):
-            study.Study(study.load(str(path)), tmp_path / "parts" / "tok").run(asked)
+            study.Study(load(str(path)), tmp_path / "parts" / "tok").run(asked)
     assert cli.main(["run", str(path), "--workdir", str(tmp_path / "parts")]) == 0
-    whole, parts = (study.restored(tmp_path / f / "tok").weights for f in ("whole", "parts"))
+    whole, parts = (restored(tmp_path / f / "tok").weights for f in ("whole", "parts"))
     assert digests(whole) == digests(parts)
     assert record.results(tmp_path / "whole" / "tok").equals(record.results(tmp_path / "parts" / "tok"))
 

@@ -203,18 +203,18 @@ def get_config():
 
 def test_the_big_run_s_experiment_trains(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "xla"))
-    from lab import study
+    from lab.experiment import load
 
     (tmp_path / "tiny.py").write_text(EXPERIMENT.format(source=str(TESTS / "waves.py")))
     folder = planted.study(tmp_path / "tiny", {"mup": 0.0}, seeds=(0, 1), noise=0.1)  # of the records of a whole config
     about = record.read_study(folder)
-    record.write_json(folder / "study.json", about | {"config": study.load(str(tmp_path / "tiny.py")).config.to_dict()})
+    record.write_json(folder / "study.json", about | {"config": load(str(tmp_path / "tiny.py")).config.to_dict()})
     big = tmp_path / "new" / "big.py"
     code, out, _ = said(capsys, folder, "--to", "model.width=48", "--to", "train.steps=500", "--out", big)
     assert code == 0
     for told in ("base (width 32)", "parametrization mup", "optim.lr = ", "tuning cost, all 64 trials", "R S B T"):
         assert told in big.read_text()
-    loaded = study.load(str(big))
+    loaded = load(str(big))
     assert (loaded.config.model.width, loaded.config.train.steps) == (48, 500)
     assert loaded.config.optim.lr == pytest.approx(float(re.search(r"^optim.lr = (\S+):", out, re.MULTILINE)[1]), rel=1e-3)
     assert loaded.question.startswith("Does what was tuned in planted hold at width 48?")

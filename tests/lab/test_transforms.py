@@ -282,8 +282,9 @@ def test_what_cannot_be_carried_is_one_line_that_names_the_weight():
     assert "labels=5" in refused(resize.Transform(), "dit", classes=9)
     assert "channels differ, 3 and 1" in refused(resize.Transform(), "dit", channels=1)
     assert "weight 'patch_in.kernel' has patch=12" in refused(grow.Transform(), "dit", patch=4)
-    assert "has heads=2 in the model begun from and heads=3 in this one; features are repeated a whole number of times; nearest: 2" in refused(
-        grow.Transform(), "dit", width=24
+    assert (
+        "has heads=2 in the model begun from and heads=3 in this one; features are repeated a whole number of times; nearest: 2"
+        in refused(grow.Transform(), "dit", width=24)
     )
     assert "makes no model smaller" in refused(grow.Transform(), "dit", depth=1)
     assert "in this model and not in the one begun from" in refused(grow.Transform(), "dit", "pixart")

@@ -11,6 +11,8 @@ from test_halving import in_parts, train
 from test_study import JUDGE, LINEAR, TESTS, mistake, run
 
 from lab import cli, optim, plan, population, record, study, trunk
+from lab.errors import UserError
+from lab.experiment import load
 from lab.population import Interrupt
 
 TEXT = '''"""How does loss fall with the horizon?"""
@@ -157,9 +159,9 @@ def test_a_plan_counts_what_the_run_then_compiles_and_computes(tmp_path, compile
     path, folder = experiment(tmp_path, horizons=(6, 10), rates=(-8, -7)), tmp_path / "runs" / "tiny"
     path.write_text(re.sub(r"names=\(.*?\)", "names=()", path.read_text()).replace("c.sample = dict(n=2", "c.sample = dict(n=0"))
     with Interrupt() as interrupt:
-        study.Study(study.load(str(path)), folder).run(interrupt)
+        study.Study(load(str(path)), folder).run(interrupt)
     assert compiled() == 2  # a step and an evaluation
-    rows = plan.plan(study.Study(study.load(str(path))))
+    rows = plan.plan(study.Study(load(str(path))))
     assert "2 populations, 1 compile," in plan.table(rows)
     assert compiled() == 2
     here = {n: record.read_json(folder / n / "timing.json")["steps_here"] for n in record.read_study(folder)["populations"]}
@@ -169,6 +171,7 @@ def test_a_plan_counts_what_the_run_then_compiles_and_computes(tmp_path, compile
     assert capsys.readouterr().out == f"2 of 2 populations are done in {folder} and left out\n"
 
 
+@pytest.mark.slow
 def test_a_stopped_study_goes_on_with_the_same_records(pair, tmp_path):
     """Interrupted every five steps, so within every horizon, before and after it leaves its states."""
     folder = tmp_path / "parts" / "tiny"
@@ -220,7 +223,7 @@ def test_a_horizon_added_later_begins_from_what_is_there(pair, tmp_path):
     for part in (folder / name[20] / "trunk").glob("**/*.safetensors"):
         part.write_bytes(bytes(part.stat().st_size))
     path = experiment(tmp_path, horizons=(12, 20, 32, 36))
-    with pytest.raises(study.UserError, match=r"are gone or damaged; restore .*trunk', or run the same command again"):
+    with pytest.raises(UserError, match=r"are gone or damaged; restore .*trunk', or run the same command again"):
         train(path, tmp_path)
     train(path, tmp_path)
     assert trained(folder)[36] == (10, 26)
@@ -247,11 +250,12 @@ def test_states_that_are_gone_are_trained_anew(again, tmp_path):
     assert trained(again) == {12: (0, 12), 20: (10, 10), 32: (17, 15), 36: (0, 36)}
 
 
+@pytest.mark.slow
 def test_what_began_from_a_trunk_ends_so_without_it(pair, tmp_path):
     """`run` is no part of a study: one interrupted goes on from its own states whatever the key now says."""
     path, folder = experiment(tmp_path), tmp_path / "tiny"
     with pytest.raises(population.Preempted):
-        study.Study(study.load(str(path)), folder).run(After(12 + 4))
+        study.Study(load(str(path)), folder).run(After(12 + 4))
     train(path, tmp_path, ALONE)
     assert trained(folder)[32] == (0, 32)
     assert record.results(folder).equals(record.results(pair[0]))

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lab import axes, parametrization, population, study, weights
+from lab import axes, parametrization, population, weights
+from lab.experiment import DEFAULTS
 from lab.formats.llama import Format
+from lab.sampling import restored
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
@@ -43,7 +45,7 @@ def test_logits_agree_with_and_without_a_cache(kv_heads, tmp_path):
     classes = rng.normal(size=(5, 32)).astype(np.float32)
     published(peer, tmp_path / "theirs", classes)
     weights.import_weights(tmp_path / "theirs", tmp_path / "ours")
-    params = study.restored(tmp_path / "ours").weights
+    params = restored(tmp_path / "ours").weights
     tokens, label = rng.integers(0, 11, (3, 9)), np.array([2, 0, -1])
     with torch.no_grad():
         embedded = peer.model.embed_tokens(torch.tensor(tokens[:, :-1]))
@@ -59,7 +61,7 @@ def test_logits_agree_with_and_without_a_cache(kv_heads, tmp_path):
 
 def test_transformers_reads_what_the_format_writes(tmp_path):
     dims = {"vocabulary": 11, "tokens": 9, "classes": 4}
-    config = {**json.loads(json.dumps(study.DEFAULTS)), "base": {"width": 32}, "objective": {"name": "next_token", "label_drop": 0.1}}
+    config = {**json.loads(json.dumps(DEFAULTS)), "base": {"width": 32}, "objective": {"name": "next_token", "label_drop": 0.1}}
     config["model"] = dict(name="decoder", width=32, depth=2, head_dim=8, mlp_ratio=2, kv_group=2, qk_norm=False, rope="line")
     program = population.build(config, dims)
     drawn = axes.draw(jax.random.key(0), program.model, axes.scales(program.model, parametrization.standard))

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lab import cli, study
+from lab import cli
 from lab.formats.t5 import Format
 from lab.layers import relative
+from lab.sampling import restored
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
@@ -74,7 +75,7 @@ def test_logits_agree_with_and_without_a_cache_and_tensors_come_back(tmp_path):
     published(model, tmp_path / "theirs", image, start)
     want = theirs(model, image, start)
     assert cli.main(["import", "weights", str(tmp_path / "theirs"), "--to", str(tmp_path / "ours")]) == 0
-    params, (text, tokens) = study.restored(tmp_path / "ours").weights, example()
+    params, (text, tokens) = restored(tmp_path / "ours").weights, example()
     mine = params({"tokens": jnp.asarray(tokens), "text": jnp.asarray(text)})
     error = np.linalg.norm(mine - want) / np.linalg.norm(want)
     assert error < 1e-4, error

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lab import cli, study
+from lab import cli
+from lab.sampling import restored
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
@@ -43,7 +44,7 @@ def ours(folder):
     """Output of imported weights, channels first; label 10 of 0..9 is no label."""
     x, step, label = example()
     given = {"x": jnp.moveaxis(x, 1, -1), "t": step / np.float32(1000), "label": np.where(label == 10, -1, label)}
-    return np.moveaxis(np.asarray(study.restored(folder).weights(given)), -1, 1)
+    return np.moveaxis(np.asarray(restored(folder).weights(given)), -1, 1)
 
 
 def near(a, b, most):

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lab import cli, study
+from lab import cli
+from lab.sampling import restored
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
@@ -44,7 +45,7 @@ def theirs(model):
 def ours(folder):
     """Output of imported weights, channels first."""
     given = {k: jnp.asarray(v) for k, v in example().items()}
-    out = jax.jit(lambda m, given: m(given))(study.restored(folder).weights, {**given, "x": jnp.moveaxis(given["x"], 1, -1)})
+    out = jax.jit(lambda m, given: m(given))(restored(folder).weights, {**given, "x": jnp.moveaxis(given["x"], 1, -1)})
     return np.moveaxis(np.asarray(out), -1, 1)
 
 

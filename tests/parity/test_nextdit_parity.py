@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lab import cli, study
+from lab import cli
 from lab.layers import stretch
+from lab.sampling import restored
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
@@ -51,7 +52,7 @@ def theirs(model, side=8, **stretched):
 def ours(folder, side=8, **options):
     """Output of imported weights, channels first."""
     x, t, text = example(side)
-    model = study.restored(folder).weights
+    model = restored(folder).weights
     for k, v in options.items():
         setattr(model, k, v)
     given = {"x": jnp.moveaxis(x, 1, -1), "t": jnp.asarray(1 - t), "text": jnp.asarray(text)}

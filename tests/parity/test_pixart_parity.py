@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lab import cli, study
+from lab import cli
+from lab.sampling import restored
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
@@ -50,7 +51,7 @@ def ours(folder):
     """Output of imported weights, channels first."""
     x, step, text = example()
     given = {"x": jnp.moveaxis(x, 1, -1), "t": jnp.asarray(step / 1000, jnp.float32), "text": jnp.asarray(text)}
-    return np.moveaxis(np.asarray(study.restored(folder).weights(given)), -1, 1)
+    return np.moveaxis(np.asarray(restored(folder).weights(given)), -1, 1)
 
 
 @pytest.mark.parametrize("outputs, interpolation, name", [(1, None, "PixArtTransformer2DModel"), (2, 2, "Transformer2DModel")])

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lab import cli, coded, study
+from lab import cli, coded, sampling
 from lab.data.loader import open_source
 
 pytestmark = pytest.mark.parity
@@ -54,7 +54,7 @@ def test_moments_and_pictures_are_theirs_and_weights_go_out_again(shape, tmp_pat
     there, folder, out = (tmp_path / n for n in ("published", "folder", "out"))
     model.save_pretrained(there)
     assert cli.main(["import", "weights", str(there), "--to", str(folder)]) == 0
-    found = study.restored(folder).weights
+    found = sampling.restored(folder).weights
     rng = np.random.default_rng(0)
     channels, side = model.config.in_channels, 16
     for size in (side, 2 * side):  # it is of no one size
@@ -92,7 +92,7 @@ def test_older_names_of_attention_are_read(tmp_path):
     (old / "config.json").write_text((there / "config.json").read_text())
     for source, to in ((there, folder), (old, tmp_path / "again")):
         assert cli.main(["import", "weights", str(source), "--to", str(to)]) == 0
-    one, two = (study.restored(f).weights.encoder.middle.attention.key.kernel.get_value() for f in (folder, tmp_path / "again"))
+    one, two = (sampling.restored(f).weights.encoder.middle.attention.key.kernel.get_value() for f in (folder, tmp_path / "again"))
     np.testing.assert_array_equal(one, two)
 
 

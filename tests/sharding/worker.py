@@ -14,9 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import small
 
-from lab.data.loader import Loader
+from lab.data.loader import Loader, held_out
 from lab.population import Population
-from lab.study import held_out
 from lab.train import Program
 from sharding import hosts
 

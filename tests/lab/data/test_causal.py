@@ -10,9 +10,8 @@ from scipy.stats import chi2
 from tokens import grids, read
 
 from lab.data import causal, tree
-from lab.data.loader import Loader, decode, open_source
+from lab.data.loader import Loader, decode, held_out, open_source
 from lab.errors import UserError
-from lab.study import held_out
 
 TINY = dict(side=2, vocabulary=3, classes=2, temperature=1.0)
 WORLDS = [(causal, {}), (tree, dict(kind="comb")), (tree, dict(kind="random", own_edges=True))]

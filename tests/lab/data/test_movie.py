@@ -17,9 +17,8 @@ from lab.data import movie
 from lab.data._movie_motion import Stage
 from lab.data._movie_oracle import textures
 from lab.data._shapes_scene import COLOURS, GROUNDS, PALETTE, SHAPES, SIZES
-from lab.data.loader import Loader, decode, open_source
+from lab.data.loader import Loader, decode, held_out, open_source
 from lab.errors import UserError
-from lab.study import held_out
 
 
 def source(split="train", **options):

@@ -14,10 +14,9 @@ from lab import find
 from lab.data import _shapes_text as words
 from lab.data import shapes
 from lab.data._shapes_scene import COLOURS, PALETTE, SHAPES, SIZES, TONES, canvas
-from lab.data.loader import Loader, decode, open_source
+from lab.data.loader import Loader, decode, held_out, open_source
 from lab.data.shapes import Source
 from lab.errors import UserError
-from lab.study import held_out
 
 SKILLS = ("object", "count", "relation", "scene")
 
