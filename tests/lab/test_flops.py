@@ -11,7 +11,17 @@ from test_house import ROOT, build, corners, described, load
 from lab import cost
 
 ROW = re.compile(r"^\| `(\w+)` \| (\d+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \| ([\d.]+) \|$", re.MULTILINE)
-POSITIONS = {"dit": 16, "pixart": 16, "decoder": 16, "masked": 17, "uvit": 18, "mmdit": 19}
+POSITIONS = {
+    "dit": 16,
+    "pixart": 16,
+    "decoder": 16,
+    "masked": 17,
+    "uvit": 18,
+    "mmdit": 19,
+    "nextdit": 16,
+    "encoder_decoder": 64,
+    "unidiffuser": 21,
+}
 TABLE = {(r[0], int(r[1])): [float(v.replace(",", "")) for v in r[2:]] for r in ROW.findall((ROOT / "docs" / "flops.md").read_text())}
 
 
