@@ -727,6 +727,8 @@ def _sample(args: argparse.Namespace) -> None:
         raise UserError(f"-n={args.n} must be at least 1")
     if args.prompt and args.judge:
         raise UserError("--prompt asks for pictures and --judge for a verdict on the data's own prompts; give one of them")
+    import numpy as np
+
     from lab import record
 
     folder = Path(args.study)
@@ -737,8 +739,8 @@ def _sample(args: argparse.Namespace) -> None:
 
     _jax()
     found = sampling.restored(folder, args.trial)
-    restores = getattr(found.program.objective, "restores", False)  # of a tokenizer: pictures of the data, and what becomes of them
-    train, held = sampling.sources(folder, args.data_dir) if args.judge or args.prompt or restores else (None, None)
+    looks = getattr(found.program.objective, "looks", None)  # whether at pictures of the data
+    train, held = sampling.sources(folder, args.data_dir) if args.judge or args.prompt or looks else (None, None)
     options = {**found.config["sample"]["options"], **dict(map(_option, args.option))}
     sampler_options(found.program.objective, options, "sample.options")
     about = found.about
@@ -752,16 +754,22 @@ def _sample(args: argparse.Namespace) -> None:
         return
     if args.prompt:
         cond, names = sampling.prompted(found, folder, held, args.prompt, args.n)
-    elif restores:
+    elif looks:
         items = [held[i] for i in range(min(args.n, len(held)))]
         cond, names = sampling.originals(found, items, info)
     else:
         cond, names = sampling.asked(found, folder, info, args.n)
     console.print(said, markup=False)
-    images = sampling.sample(found, info, cond, options, args.data_dir)
-    if restores:
-        images, names = report.beside([sampling.picture(x, info) for x in items], images, names)
-    report.grid(images, names, Path(args.out))
+    drawn = sampling.sample(found, info, cond, options, args.data_dir)
+    if hasattr(held, "decode") and (words := drawn.get("words", np.zeros(0))).dtype.kind == "i":
+        names = [held.decode(w) for w in words]
+    if "image" not in drawn and not looks(options):
+        print("\n".join([f"{told}):", *names]))
+        return
+    if looks and looks(options):
+        given = [sampling.picture(x, info) for x in items]
+        drawn["image"], names = report.beside(given, drawn["image"], names) if "image" in drawn else (np.stack(given), names)
+    report.grid(drawn["image"], names, Path(args.out))
     print(f"{told}): {args.out}")
 
 

@@ -167,7 +167,7 @@ def asked(found: Restored, folder: Path, info: dict, n: int) -> tuple[dict[str, 
 
 
 def originals(found: Restored, items: list[dict], info: dict) -> tuple[dict[str, np.ndarray], list[str]]:
-    """As `asked`, of a tokenizer: examples to be restored, and a name for each."""
+    """As `asked`, of an objective that looks at pictures: the conditions of examples, with their pictures, and a name for each."""
     names = [x.get("caption") or info["class_names"][int(x["label"])] for x in items]
     return conditions.stacked(found.program.objective, items), names
 
@@ -212,15 +212,17 @@ def prompted(found: Restored, folder: Path, source: Any, texts: list[str], n: in
     return {**given, "label": np.full(n, -1, np.int32)}, names
 
 
-def sample(found: Restored, info: dict, cond: dict[str, np.ndarray], options: dict, data_dir: str = "") -> np.ndarray:
-    """uint8 images [n, h, w, c] of restored weights, one for each of the conditions [n, ...]; `info` is the data's of study.json.
+def sample(found: Restored, info: dict, cond: dict[str, np.ndarray], options: dict, data_dir: str = "") -> dict[str, np.ndarray]:
+    """What restored weights draw for the conditions [n, ...], [n, ...] each: 'image' as uint8, and 'words' where a sampler gives some.
 
-    Where a tokenizer made the data, that is looked for where the data lay, or in `data_dir`.
+    `info` is the data's of study.json. Where a tokenizer made the data, that is looked for where the data lay, or in `data_dir`.
     """
     makes, decode = found.program.objective.makes, _decode(found, info, data_dir)
     painter = Painter(found.program, info.get("shapes", info)[makes], options, info, decode=decode)
-    images = painter.samples(jax.tree.map(lambda x: x[None], found.weights), cond)["image"][0]
-    return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)
+    drawn = {k: v[0] for k, v in painter.samples(jax.tree.map(lambda x: x[None], found.weights), cond).items() if k in ("image", "words")}
+    if "image" in drawn:
+        drawn["image"] = np.clip(np.round((drawn["image"] + 1) * 127.5), 0, 255).astype(np.uint8)
+    return drawn
 
 
 def _decode(found: Restored, info: dict, data_dir: str) -> Callable | None:

@@ -664,9 +664,11 @@ class Study:
             rows = np.random.default_rng(1).permutation(len(self.held))[: shown["n"]]
             shows = coded.pictured(self.held, self.config["data"], "eval", self.config["run"]["data_dir"])
             real = [shows[int(i)] for i in rows]
-            restores = getattr(found.program.objective, "restores", False)
-            cond, names = originals(found, real, told["data"]) if restores else asked(found, folder, told["data"], shown["n"])
-            images, about = sample(found, told["data"], cond, options), {**found.about, "names": names, **options}
+            looks = hasattr(found.program.objective, "looks")
+            cond, names = originals(found, real, told["data"]) if looks else asked(found, folder, told["data"], shown["n"])
+            drawn, about = sample(found, told["data"], cond, options), {**found.about, "names": names, **options}
+            if "image" not in drawn:
+                raise UserError("what is drawn is no picture; `lab sample` shows it")
         except UserError as e:  # what is trained is told all the same
             progress.finish(name, f"no samples: {e}")
             return
@@ -675,6 +677,6 @@ class Study:
         real = np.stack([picture(item, shows.info) for item in real])
         target = folder / about["population"] / "samples.npz"
         with target.with_suffix(".tmp").open("wb") as f:
-            np.savez_compressed(f, samples=images, real=real, about=json.dumps(about))
+            np.savez_compressed(f, samples=drawn["image"], real=real, about=json.dumps(about))
         target.with_suffix(".tmp").rename(target)
         progress.finish(name)

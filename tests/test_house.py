@@ -330,3 +330,8 @@ def build(config):
 
 def test_the_house_has_an_experiment():
     assert EXPERIMENTS
+
+
+def test_test_files_have_names_of_their_own():
+    names = [p.name for p in (ROOT / "tests").rglob("test_*.py")]  # pytest imports them by name alone, and refuses the second of two
+    assert len(names) == len(set(names)), sorted(n for n in set(names) if names.count(n) > 1)

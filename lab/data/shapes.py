@@ -161,6 +161,10 @@ class Source:
         """Numbers of a caption's words, int32 [length]; UserError for a word that is not of the grammar, or too many."""
         return words.encode(caption, self._words)
 
+    def decode(self, text: np.ndarray) -> str:
+        """What words [length] say, in whatever order they are."""
+        return words.decode(text)
+
     def _caption(self, label: int, scene: Scene, density: str) -> str:
         return self.skill.prompts[label] if density == "short" else words.caption(scene, self.canvas, density)
 

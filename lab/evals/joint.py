@@ -52,13 +52,13 @@ class Judge:
         rows = np.random.default_rng(4).permutation(len(self._real))[: self._n]
         items = [self._real[int(i)] for i in rows]
         text, image, label = (np.stack([x[k] for x in items]) for k in ("text", "image", "label"))
-        return {"text": text}, {"image": image, "text": np.zeros_like(text)}, label
+        return {"text": text}, {"original": image, "text": np.zeros_like(text)}, label
 
     @cached_property
     def _ceiling(self) -> float:
         """The oracle's accuracy on real pictures."""
         _, given, label = self._given
-        return float(np.mean(self._real.correct(given["image"], label)))
+        return float(np.mean(self._real.correct(given["original"], label)))
 
     def _shows(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Whether pictures show the classes, bool [N]; -1 is none."""

@@ -17,8 +17,8 @@ def known(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def given(objective: object, item: dict) -> dict:
-    """What an objective's samples are drawn by, of one example: its conditions, and its picture as `original` where samples restore one."""
-    return known(item) | ({"original": item["image"]} if getattr(objective, "restores", False) else {})
+    """What an objective's samples are drawn by, of one example: its conditions, and its picture as `original` where some of its samples look at one."""
+    return known(item) | ({"original": item["image"]} if hasattr(objective, "looks") else {})
 
 
 def stacked(objective: object, items: list[dict]) -> dict[str, np.ndarray]:

@@ -112,6 +112,10 @@ class Objective:
         """Mean squared velocity error of each example's image, and `text_weight` times its text's, [B]."""
         return self.losses(model, self.inputs(key, batch))
 
+    def looks(self, options: dict) -> bool:
+        """Whether samples are drawn by a picture, `original` beside the conditions."""
+        return options.get("task") == "text"
+
     def sample(
         self,
         model: Callable,
@@ -126,7 +130,7 @@ class Objective:
         """What `task` asks for, as many as `cond` has examples, by the flow's ODE from noise to data; images have the `shape`.
 
         'image' gives images [B, *shape] for the text of cond, and 'image_alone' without. Others give {'words', 'image'} or one of these:
-        'text' words for cond's image [B, *shape] (uint8, or as a model sees it), 'text_alone' without one, 'pair' both together; as
+        'text' words for cond's original [B, *shape] (uint8, or as a model sees it), 'text_alone' without one, 'pair' both together; as
         long as cond's text, which they do not read. `guidance` moves each velocity away from that without the other of the two, which
         the same model gives; 1 does not. `method` is as in `flow`.
         """
@@ -134,14 +138,14 @@ class Objective:
             raise unknown("sample.options.task", task, TASKS)
         if method not in flow.METHODS:
             raise unknown("sampler", method, flow.METHODS)
-        if lacking := [k for k in ("text", *["image"] * (task == "text")) if k not in cond]:
+        if lacking := [k for k in ("text", *["original"] * (task == "text")) if k not in cond]:
             raise UserError(f"sample.options.task={task!r} needs the condition {lacking[0]!r}; given: {sorted(cond)}")
         text = self.written(cond["text"])
         n = conditions.count(cond)
         noise = [jax.random.normal(k, s) for k, s in zip(jax.random.split(key), ((n, *shape), text.shape), strict=True)]
         moves = task in ("image", "image_alone", "pair"), task in ("text", "text_alone", "pair")
         # what does not move is given, at time 0, or noise, at time 1
-        given = {"image": (None, text), "text": (floats(cond["image"]) if task == "text" else None, None)}.get(task, (None, None))
+        given = {"image": (None, text), "text": (floats(cond["original"]) if task == "text" else None, None)}.get(task, (None, None))
         start = [z if g is None else g for z, g in zip(noise, given, strict=True)]
         still = [1.0 if g is None else 0.0 for g in given]
 

@@ -21,7 +21,6 @@ class Objective:
 
     dims: ClassVar[dict[str, int]] = {}
     makes = "image"
-    restores = True  # its samples are restored pictures, which it is given as `original` beside the conditions
 
     def __init__(self, error: str = "mse", weight: float = 0.25):
         if error not in ERRORS:
@@ -57,6 +56,10 @@ class Objective:
                 "objective reconstruct wants a tokenizer, which gives image, cost and bits (lab/tokenizers); this model does not"
             )
         return out
+
+    def looks(self, options: dict) -> bool:
+        """Whether samples are drawn by a picture, `original` beside the conditions."""
+        return True
 
     def sample(self, model: Callable, key: jax.Array, cond: dict, shape: tuple[int, ...]) -> dict[str, jax.Array]:
         """image [B, *shape], the pictures cond['original'] restored; bits [B], and tokens [B, h, w] where there are any."""

@@ -338,7 +338,7 @@ def test_imports_of_tokens_and_text_want_their_data_and_are_sampled_judged_and_r
     about = record.read_study(full)["data"]
     found = restored(full)
     cond, names = asked(found, full, about, 3)
-    made = sample(found, about, cond, {})
+    made = sample(found, about, cond, {})["image"]
     assert {tuple(x) for x in made.reshape(-1, 3)} <= {tuple(x) for x in about["palette"]}
     assert names == about["class_names"][:3]
     for folder, said, unsaid in ((bare, "import them again", "draws"), (full, "`lab sample", "import them again")):

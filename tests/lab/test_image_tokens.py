@@ -197,7 +197,7 @@ def test_tokens_of_an_encoded_set_are_shown_by_its_palette(told):
     found, about = restored(told, arms(told)["decoder"][0]), record.read_study(told)["data"]
     assert about["palette"] == [[64], [192]]
     cond, _ = asked(found, told, about, 4)
-    made = sample(found, about, cond, {"top_k": 1})
+    made = sample(found, about, cond, {"top_k": 1})["image"]
     assert made.shape == (4, 4, 4, 1)
     assert set(np.unique(made)) <= {64, 192}
     with pytest.raises(UserError, match="no palette of the source"):

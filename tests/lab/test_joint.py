@@ -132,7 +132,8 @@ def near(drawn, mean, cov, most=0.05):
 def draws(model, task, n=20_000, seed=3, **options):
     """What is drawn of one pair, and its two halves."""
     pair = {k: jnp.broadcast_to(v, (n, *v.shape[1:])) for k, v in batch(1, seed).items()}
-    call = jax.jit(lambda k: objective().sample(model, k, pair, SHAPE, task=task, steps=60, **options))
+    given = {"original": pair["image"], "text": pair["text"]}
+    call = jax.jit(lambda k: objective().sample(model, k, given, SHAPE, task=task, steps=60, **options))
     return call(jax.random.key(0)), np.asarray(flat(pair["image"], pair["text"])[0], np.float64)
 
 
@@ -209,6 +210,6 @@ def test_what_does_not_fit_is_told_in_one_line():
     }.items():
         assert said in mistakes.said(objective().sample, exact, jax.random.key(0), pair, SHAPE, **options)
     lacking = mistakes.said(objective().sample, exact, jax.random.key(0), {"text": pair["text"]}, SHAPE, task="text")
-    assert "task='text' needs the condition 'image'; given: ['text']" in lacking
+    assert "task='text' needs the condition 'original'; given: ['text']" in lacking
     assert "give objective.words" in mistakes.said(objective().loss, exact, jax.random.key(0), pair | {"text": jnp.zeros((2, 2), int)})
     assert "such as 'unidiffuser'" in mistakes.said(objective().loss, lambda x: x["x"], jax.random.key(0), pair)
