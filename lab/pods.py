@@ -275,15 +275,23 @@ def costs(about: dict, result: dict | None, price: float | None) -> dict[str, An
 
 
 def every(files: list[Path], out: Path, price: float | None = None) -> list[dict[str, Any]]:
-    """Plans of experiments on the topologies that each names in TOPOLOGIES, written to `out` as they come.
+    """Plans of experiments on the topologies that each names in TOPOLOGIES, written to `out` as they come, in place of those of before.
 
     A topology is such as 'v5p:8x8x8', or '2 v5p:8x8x8' for two slices.
     """
-    rows, todo, began = [], [(file, name) for file in files for name in runpy.run_path(str(file))["TOPOLOGIES"]], time.monotonic()
-    for i, (file, named) in enumerate(todo):
-        eta = f"; about {clock((time.monotonic() - began) / i * (len(todo) - i))} left" if i else ""
-        console.print(f"plan {i + 1} of {len(todo)}{eta}", markup=False)
-        *count, name = named.split()
-        rows.append(plan(load(str(file)), pod(name, int(*count or [1])), price=price))
-        write_json(out, rows)
-    return rows
+    asked = {(file.stem, *split(name)): file for file in files for name in runpy.run_path(str(file))["TOPOLOGIES"]}
+    began = time.monotonic()
+    before = json.loads(out.read_text()) if out.exists() else []
+    rows = {k: r for r in before if (k := (r["experiment"], r["topology"], r["slices"])) in asked}
+    for i, (key, file) in enumerate(asked.items()):
+        eta = f"; about {clock((time.monotonic() - began) / i * (len(asked) - i))} left" if i else ""
+        console.print(f"plan {i + 1} of {len(asked)}{eta}", markup=False)
+        rows[key] = plan(load(str(file)), pod(*key[1:]), price=price)
+        write_json(out, [rows[k] for k in asked if k in rows])
+    return [rows[k] for k in asked]
+
+
+def split(named: str) -> tuple[str, int]:
+    """'2 v5p:8x8x8' -> the topology and how many slices of it."""
+    *count, name = named.split()
+    return name, int(*count or [1])

@@ -268,3 +268,31 @@ def test_without_the_compiler_it_says_what_to_install(small, capsys, monkeypatch
 def test_what_declares_no_set_says_so(data, said):
     with pytest.raises(UserError, match=said):
         encoded.declared(data)
+
+
+def test_plans_of_all_keep_those_of_before_until_they_are_made_anew(tmp_path, monkeypatch):
+    files, out, made = [tmp_path / "a.py", tmp_path / "b.py"], tmp_path / "plans.json", []
+    for f in files:
+        f.write_text('TOPOLOGIES = ("v5e:2x2", "2 v5e:2x2")\n')
+
+    def planned(experiment, on, price):
+        made.append((experiment, on[0]))
+        if len(made) == 6:
+            raise UserError("stopped")
+        return {"experiment": experiment, "topology": on[0], "slices": on[1], "call": len(made)}
+
+    monkeypatch.setattr(pods, "load", lambda f: Path(f).stem)
+    monkeypatch.setattr(pods, "pod", lambda *on: on)
+    monkeypatch.setattr(pods, "plan", planned)
+    assert [r["call"] for r in pods.every(files, out)] == [1, 2, 3, 4]
+    with pytest.raises(UserError):
+        pods.every(files, out)
+    assert [(r["experiment"], r["slices"], r["call"]) for r in json.loads(out.read_text())] == [
+        ("a", 1, 5),
+        ("a", 2, 2),
+        ("b", 1, 3),
+        ("b", 2, 4),
+    ]
+    files.pop()
+    made.clear()
+    assert len(pods.every(files, out)) == len(json.loads(out.read_text())) == 2
