@@ -28,4 +28,5 @@ def get_config():
     c.train = dict(steps=3000, batch=32, log_every=50)
     c.eval = dict(examples=512, batch=128, every=500)
     c.sample = dict(n=16, options=dict(guidance=3.0, steps=25))
+    c.judge = dict(names=("learned",), n=256, options=dict(learned=dict(study="runs/icons_judge")))  # of icons_judge.py
     return c

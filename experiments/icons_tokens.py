@@ -30,6 +30,7 @@ def get_config():
     c.optim = dict(schedule="cosine", warmup=100, lr=2.0**-8)
     c.train = dict(steps=2500, batch=32, log_every=50)
     c.eval = dict(examples=512, batch=128, every=500)
+    c.judge = dict(names=("learned",), n=256, options=dict(learned=dict(study="runs/icons_judge")))  # of icons_judge.py
     return c
 
 

@@ -94,10 +94,19 @@ def of(section: dict, info: dict, data_dir: str) -> Tokenizer | None:
 
 
 def pictured(source: Any, section: dict, split: str, data_dir: str) -> Any:
-    """The source that shows the pictures of a set: for one that a tokenizer has made the source that it was made of, else itself."""
+    """The source that shows the pictures of a set: for one that a tokenizer has made the source that it was made of, else itself.
+
+    Where captions are made tokens around the set, they are around the pictures too.
+    """
     if "tokenizer" not in source.info:
         return source
-    return open_source(_tuples(encoded.made(data_dir, _set(section)["path"])["data"]), split, data_dir)
+    made = _tuples(encoded.made(data_dir, _set(section)["path"])["data"])
+    return open_source(_in_place(section, made), split, data_dir)
+
+
+def _in_place(section: dict, made: dict) -> dict:
+    """A section `data` with another source in the place of the encoded set in it."""
+    return made if section["name"] == "encoded" else {**section, "source": _in_place(section["source"], made)}
 
 
 def _tuples(x: Any) -> Any:

@@ -86,6 +86,7 @@ class Words:
 
 
 TOKENS = ("bytes", "words")
+ORACLE = ("chance", "correct", "parts", "traits", "trait_names")  # what a source may know of its pictures, whatever is said of them
 
 
 def words_of(text: str) -> list[str]:
@@ -147,6 +148,11 @@ class Source:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ORACLE:
+            return getattr(self.source, name)
+        raise AttributeError(name)
 
     def __getitem__(self, i: int) -> dict:
         item = self.source[i]

@@ -59,7 +59,10 @@ class Judge:
             return "the source gives no text for the two towers to read"
         keys = ("words", "length", "features")
         mine, theirs = ({k: d.get(k) for k in keys} for d in (self._real.dims, self._judges["two_tower"].about["data"]["dims"]))
-        return "" if mine == theirs else f"the two towers read text of {theirs}, the source gives {mine}"
+        if mine != theirs:
+            return f"the two towers read text of {theirs}, the source gives {mine}"
+        own, known = (i.get("vocabulary") for i in (self._real.info, self._judges["two_tower"].about["data"]))
+        return "" if own == known else "the two towers number other words than the source does"
 
     @cached_property
     def _texts(self) -> dict[bytes, np.ndarray]:

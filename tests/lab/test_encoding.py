@@ -101,6 +101,15 @@ def test_a_set_holds_what_the_tokenizer_says_and_pictures_come_back(made):
     truth = images / 127.5 - 1
     assert np.mean((pictures - truth) ** 2) < 0.9 * np.var(truth)  # it has learned something; shuffled pictures are further
     assert np.mean((pictures[::-1] - truth) ** 2) > 1.2 * np.mean((pictures - truth) ** 2)
+    section = dict(name="text", tokens="words", length=8, source=dict(name="encoded", path="set"))
+    captioned = open_source(section, "eval", str(folder / "data"))
+    shown = coded.pictured(
+        captioned, section, "eval", str(folder / "data")
+    )  # the words of the set, around the pictures that it was made of
+    held = open_source(SOURCE, "eval", str(folder / "data"))
+    for i in range(4):
+        np.testing.assert_array_equal(shown[i]["image"], held[i]["image"])
+        np.testing.assert_array_equal(shown[i]["text"], captioned[i]["text"])
     stacked = tokenizer.pictures({k: np.stack([v, v[::-1]]) for k, v in seen.items()})
     np.testing.assert_allclose(stacked[1], pictures[::-1], atol=1e-5)
 

@@ -159,6 +159,11 @@ def test_composes_with_a_world_and_samples_an_endless_one(monkeypatch, tmp_path)
     for i in range(20):
         assert source.decode(source[i]["text"]) == source[i]["caption"].replace(",", " ,")
     assert source.info["captions"] == {"seen": 200, "longest": source.info["captions"]["longest"], "cut": 0.0, "unknown": 0.0}
+    held = [open_source(s, "eval", "") for s in ({"name": "text", "source": SHAPES}, SHAPES)]
+    images, labels = (np.stack([held[0][i][k] for i in range(8)]) for k in ("image", "label"))
+    for asked in (labels, np.roll(labels, 1)):  # what is known of its pictures is known
+        np.testing.assert_array_equal(*(s.correct(images, asked) for s in held))
+    assert not hasattr(held[0], "said")  # its words are others
     monkeypatch.setattr(text, "SEEN", 64)
     asked = []
 

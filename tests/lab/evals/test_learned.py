@@ -158,6 +158,10 @@ def test_what_cannot_be_judged_is_named(study, tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match="classifier tells 4 classes that are not the 5 of the source; the source gives no text"):
         learned.Judge(*other, str(study))
     small = open_source({"name": "shapes", "size": 8, "grid": 1}, "eval", "")
+    monkeypatch.setitem(held.info, "vocabulary", {"tokens": "words"})
+    judge = learned.Judge(held, train, str(study))
+    assert "two_tower" not in judge._judges  # it would read other words
+    monkeypatch.undo()
     with pytest.raises(UserError, match=r"pictures of shape \[8, 8, 1\], the source's are \[8, 8, 3\]"):
         learned.Judge(small, small, str(study))
     with pytest.raises(UserError, match="errors are right or wrong"):
