@@ -1,6 +1,7 @@
 """Can a diffusion transformer draw the icon of a caption in the latents of a KL autoencoder?
 
-The set is that of experiments/icons_tokenizers.py with `--config.model.name=kl`, encoded `--to icons-kl`; then such as
+The set is that of experiments/icons_tokenizers.py with `--config.model.name=kl`, encoded `--to icons-kl`. First
+`lab run experiments/icons_judge.py`, which judges; then such as
 `lab sample runs/icons_latents --prompt "arrow right" --prompt heart`.
 """
 

@@ -1,6 +1,6 @@
 """Can a decoder and a masked model draw the icon of a caption as tokens of a learned tokenizer?
 
-The set is that of experiments/icons_tokenizers.py; with FSQ `--config.data.source.path=icons-fsq --config.data.source.vocabulary=240`.
+The set is that of experiments/icons_tokenizers.py; with FSQ `--config.data.source.path=icons-fsq --config.data.source.vocabulary=240`. First `lab run experiments/icons_judge.py`, which judges.
 Then such as `lab sample runs/icons_tokens --prompt "arrow right" --prompt heart`.
 """
 

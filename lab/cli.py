@@ -739,13 +739,13 @@ def _sample(args: argparse.Namespace) -> None:
 
     _jax()
     found = sampling.restored(folder, args.trial)
-    looks = getattr(found.program.objective, "looks", None)  # whether at pictures of the data
-    train, held = sampling.sources(folder, args.data_dir) if args.judge or args.prompt or looks else (None, None)
     options = {**found.config["sample"]["options"], **dict(map(_option, args.option))}
     sampler_options(found.program.objective, options, "sample.options")
-    about = found.about
-    told = f"{args.n} samples of trial {about['trial']} ({about['arm']}, {about['population']}"
-    said = f"compiling the sampler of trial {about['trial']} and drawing {args.n} samples"
+    looks = sampling.looks(found, options)
+    train, held = sampling.sources(folder, args.data_dir) if args.judge or args.prompt or looks else (None, None)
+    about, n = found.about, min(args.n, len(held)) if looks and not args.judge else args.n
+    told = f"{n} samples of trial {about['trial']} ({about['arm']}, {about['population']}"
+    said = f"compiling the sampler of trial {about['trial']} and drawing {n} samples"
     if args.judge:
         scores = sampling.judged(found, train, held, args.judge, args.n, options, args.data_dir, lambda: console.print(said, markup=False))
         print(f"{told}{''.join(f'; {k} {v}' for k, v in options.items())})")
@@ -755,19 +755,19 @@ def _sample(args: argparse.Namespace) -> None:
     if args.prompt:
         cond, names = sampling.prompted(found, folder, held, args.prompt, args.n)
     elif looks:
-        items = [held[i] for i in range(min(args.n, len(held)))]
-        cond, names = sampling.originals(found, items, info)
+        cond, names = sampling.originals(found, [held[i] for i in range(n)], info)
     else:
         cond, names = sampling.asked(found, folder, info, args.n)
     console.print(said, markup=False)
     drawn = sampling.sample(found, info, cond, options, args.data_dir)
-    if hasattr(held, "decode") and (words := drawn.get("words", np.zeros(0))).dtype.kind == "i":
-        names = [held.decode(w) for w in words]
-    if "image" not in drawn and not looks(options):
+    if "words" in drawn:
+        names = sampling.spelled(drawn["words"], held or sampling.sources(folder, args.data_dir)[1])
+    if "image" not in drawn and not looks:
         print("\n".join([f"{told}):", *names]))
         return
-    if looks and looks(options):
-        given = [sampling.picture(x, info) for x in items]
+    if looks:
+        shows = sampling.shown(found, held, args.data_dir)
+        given = [sampling.picture(shows[i], shows.info) for i in range(n)]
         drawn["image"], names = report.beside(given, drawn["image"], names) if "image" in drawn else (np.stack(given), names)
     report.grid(drawn["image"], names, Path(args.out))
     print(f"{told}): {args.out}")

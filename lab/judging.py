@@ -73,6 +73,8 @@ class Painter:
         parts = [jax.device_get(draw(params, k, c)) for k, c in zip(keys, chunks, strict=True)]
         drawn = jax.tree.map(lambda *x: np.concatenate(x, 1)[:, :n], *parts)
         if isinstance(drawn, dict):
+            if self._decode is not None and "image" in drawn:
+                drawn |= {"latents": drawn["image"], "image": self._decode({"image": drawn["image"]})}
             return drawn | ({"image": np.clip(drawn["image"], -1.0, 1.0)} if self._clip and "image" in drawn else {})
         if self._decode is not None:
             made = self.objective.makes

@@ -281,8 +281,11 @@ def every(files: list[Path], out: Path, price: float | None = None) -> list[dict
     """
     asked = {(file.stem, *split(name)): file for file in files for name in runpy.run_path(str(file))["TOPOLOGIES"]}
     began = time.monotonic()
-    before = json.loads(out.read_text()) if out.exists() else []
-    rows = {k: r for r in before if (k := (r["experiment"], r["topology"], r["slices"])) in asked}
+    try:
+        before = json.loads(out.read_text()) if out.exists() else []
+        rows = {k: r for r in before if (k := (r["experiment"], r["topology"], r["slices"])) in asked}
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"--out={str(out)!r} holds no plans of --all; expected such a file, which is made anew, or a new one") from None
     for i, (key, file) in enumerate(asked.items()):
         eta = f"; about {clock((time.monotonic() - began) / i * (len(asked) - i))} left" if i else ""
         console.print(f"plan {i + 1} of {len(asked)}{eta}", markup=False)

@@ -657,7 +657,7 @@ def examples(source: Any, n: int) -> tuple[np.ndarray, list[str]]:
 
 
 def beside(real: list[np.ndarray], made: np.ndarray, names: list[str]) -> tuple[np.ndarray, list[str]]:
-    """Pairs of real pictures and what a tokenizer made of them, uint8 [2 n, h, w, c], with a name for each."""
+    """Pairs of real pictures and what a model that looked at them has made, uint8 [2 n, h, w, c], with a name for each."""
     pairs = [x for r, m in zip(real, made, strict=True) for x in (figures.shown(r), m)]
     return np.stack(pairs), [x for n in names for x in (n, "restored")]
 

@@ -166,6 +166,28 @@ def asked(found: Restored, folder: Path, info: dict, n: int) -> tuple[dict[str, 
     return {"label": labels}, [info["class_names"][i] for i in labels]
 
 
+def looks(found: Restored, options: dict) -> bool:
+    """Whether samples by `options` are drawn of pictures of the data."""
+    objective = found.program.objective
+    return hasattr(objective, "looks") and objective.looks(options)
+
+
+def shown(found: Restored, held: Any, data_dir: str = "") -> Any:
+    """The source of the pictures of held-out examples."""
+    return coded.pictured(held, found.config["data"], "eval", data_dir or found.config["run"]["data_dir"])
+
+
+def spelled(words: np.ndarray, source: Any) -> list[str]:
+    """What drawn words [n, length] say; UserError where they are features, or the source does not tell."""
+    if words.dtype.kind != "i":
+        raise UserError("what is drawn of text is features, which are not words; judge it by --judge instead")
+    if not hasattr(source, "decode"):
+        raise UserError(
+            f"source {source.info['origin']!r} has no decode(text) that makes words of what is drawn; expected one, as shapes and text have"
+        )
+    return [source.decode(w) for w in words]
+
+
 def originals(found: Restored, items: list[dict], info: dict) -> tuple[dict[str, np.ndarray], list[str]]:
     """As `asked`, of an objective that looks at pictures: the conditions of examples, with their pictures, and a name for each."""
     names = [x.get("caption") or info["class_names"][int(x["label"])] for x in items]

@@ -27,7 +27,7 @@ from lab.experiment import SINCE, Experiment, at_point, configs, flatten, sample
 from lab.log import Progress, console
 from lab.population import Begun, Population, Trial
 from lab.restore import NUMBERS, largest, same_numbers
-from lab.sampling import about_data, asked, originals, picture, restored, sample
+from lab.sampling import about_data, asked, looks, originals, picture, restored, sample, shown
 from lab.trials import at_points, check_ladder, expand, identity, pack, shape_key, traced_keys, transferred
 from sharding import hosts, place
 
@@ -657,15 +657,17 @@ class Study:
         if name is None or there or not self.config["sample"]["n"]:
             return  # every trial diverged, or it is done
         progress.stage(name, "sampling")
-        shown = self.config["sample"]
+        n = self.config["sample"]["n"]
         try:
             found = restored(folder)
             options = self.trials.get(found.about["trial"], found).config["sample"]["options"]
-            rows = np.random.default_rng(1).permutation(len(self.held))[: shown["n"]]
-            shows = coded.pictured(self.held, self.config["data"], "eval", self.config["run"]["data_dir"])
+            rows = np.random.default_rng(1).permutation(len(self.held))[:n]
+            shows = shown(found, self.held, self.config["run"]["data_dir"])
             real = [shows[int(i)] for i in rows]
-            looks = hasattr(found.program.objective, "looks")
-            cond, names = originals(found, real, told["data"]) if looks else asked(found, folder, told["data"], shown["n"])
+            if looks(found, options):
+                cond, names = originals(found, [self.held[int(i)] for i in rows], told["data"])
+            else:
+                cond, names = asked(found, folder, told["data"], n)
             drawn, about = sample(found, told["data"], cond, options), {**found.about, "names": names, **options}
             if "image" not in drawn:
                 raise UserError("what is drawn is no picture; `lab sample` shows it")

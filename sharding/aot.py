@@ -101,7 +101,8 @@ def _cost(lowered: jax.stages.Lowered, mesh: Mesh, dump: Path) -> Cost:
             os.environ["XLA_FLAGS"] = flags
     m = program.memory_analysis()
     # as the compiler itself has written it: jaxlib cannot read some collectives of a v6e; from a compile cache nothing is written
-    text = next((p.read_text() for p in dump.glob("*after_optimizations.txt")), None) or program.as_text()
+    written = max(dump.glob("*after_optimizations.txt"), key=lambda p: p.stat().st_size, default=None)
+    text = written.read_text() if written else program.as_text()
     found = tuple(collectives(text, mesh))
     seconds = time.monotonic() - start
     return Cost(seconds, m.argument_size_in_bytes, m.temp_size_in_bytes, _alive(program), collectives=found)

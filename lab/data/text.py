@@ -86,7 +86,8 @@ class Words:
 
 
 TOKENS = ("bytes", "words")
-ORACLE = ("chance", "correct", "parts", "traits", "trait_names")  # what a source may know of its pictures, whatever is said of them
+# what a source may know of its pictures, whatever is said of them
+PICTURES = ("chance", "correct", "parts", "picture", "traits", "trait_names", "valid")
 
 
 def words_of(text: str) -> list[str]:
@@ -150,9 +151,9 @@ class Source:
         return len(self.source)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ORACLE:
+        if name in PICTURES:
             return getattr(self.source, name)
-        raise AttributeError(name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __getitem__(self, i: int) -> dict:
         item = self.source[i]

@@ -24,6 +24,11 @@ class Judge:
             )
         check("joint.n", n, 2, 1 << 20)
         self._real, self._n = real, min(n, len(real))
+        if not self._ceilings["text"]:
+            raise UserError(
+                f"judge 'joint' needs captions that say the class of their picture, and those of {name(real)!r} here do not; expected skill "
+                "'object', or density='short'"
+            )
 
     def __call__(self, subject: Any) -> dict[str, float]:
         """Columns of one model.
@@ -40,10 +45,10 @@ class Judge:
         said = self._real.said(subject.draw(pictures, task="text")["words"])
         pair = subject.draw(pictures, task="pair")
         told = self._real.said(pair["words"])
-        out = share("image", self._shows(made, label), self._real.chance, self._ceiling)
-        out |= share("text", said == label, apart(said, label), 1.0)
+        out = share("image", self._shows(made, label), self._real.chance, self._ceilings["image"])
+        out |= share("text", said == label, apart(said, label), self._ceilings["text"])
         swapped = np.mean([np.mean(self._shows(pair["image"], np.roll(told, k))) for k in range(1, min(9, self._n))])
-        out |= share("pair", self._shows(pair["image"], told), float(swapped), self._ceiling)
+        out |= share("pair", self._shows(pair["image"], told), float(swapped), self._ceilings["pair"])
         return out | {f"joint_{k}_valid": float(np.mean(v >= 0)) for k, v in (("text", said), ("pair", told))}
 
     @cached_property
@@ -55,10 +60,12 @@ class Judge:
         return {"text": text}, {"original": image, "text": np.zeros_like(text)}, label
 
     @cached_property
-    def _ceiling(self) -> float:
-        """The oracle's accuracy on real pictures."""
-        _, given, label = self._given
-        return float(np.mean(self._real.correct(given["original"], label)))
+    def _ceilings(self) -> dict[str, float]:
+        """The shares of real pictures with their own captions."""
+        captions, given, label = self._given
+        said = self._real.said(captions["text"])
+        hits = {"image": self._shows(given["original"], label), "text": said == label, "pair": self._shows(given["original"], said)}
+        return {k: float(np.mean(v)) for k, v in hits.items()}
 
     def _shows(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Whether pictures show the classes, bool [N]; -1 is none."""

@@ -293,6 +293,10 @@ def test_plans_of_all_keep_those_of_before_until_they_are_made_anew(tmp_path, mo
         ("b", 1, 3),
         ("b", 2, 4),
     ]
+    out.write_text('{"experiment": "a"}')  # of one plan
+    with pytest.raises(UserError, match="holds no plans of --all"):
+        pods.every(files, out)
+    out.unlink()
     files.pop()
     made.clear()
     assert len(pods.every(files, out)) == len(json.loads(out.read_text())) == 2

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import small
 
-from lab import axes, cli, cost, record
+from lab import axes, cli, cost, record, report, sampling
 from lab.axes import Dims
-from lab.data._shapes_text import VOCABULARY
 from lab.data.loader import open_source
+from lab.errors import UserError
 from lab.models import unidiffuser
 from lab.objectives import joint
 from lab.probe import audit
@@ -128,8 +128,12 @@ def test_a_study_paints_captions_and_its_model_draws_captions_and_pairs(tmp_path
         assert z["samples"].shape == (4, 8, 8, 3)
     assert cli.main(["sample", "runs/uni", "--prompt", "a red circle", "-n", "2", "--out", "p.png"]) == 0
     capsys.readouterr()
+    seen, draw, grid = {}, sampling.sample, report.grid
+    monkeypatch.setattr(sampling, "sample", lambda *given: seen.setdefault("drawn", draw(*given)))
+    monkeypatch.setattr(report, "grid", lambda images, names, path: (seen.update(images=images, names=names), grid(images, names, path)))
 
     def drawn(task):
+        seen.clear()
         assert cli.main(["sample", "runs/uni", "--option", f"task={task}", "-n", "2", "--out", f"{task}.png"]) == 0
         return capsys.readouterr().out.splitlines()
 
@@ -137,6 +141,12 @@ def test_a_study_paints_captions_and_its_model_draws_captions_and_pairs(tmp_path
         (line,) = drawn(task)
         assert line.endswith(f"{task}.png")
         assert (tmp_path / f"{task}.png").stat().st_size > 1000
+        assert seen["names"] == [source.decode(w) for w in seen["drawn"]["words"]]
+        shown = [source[i]["image"] for i in range(2)] if task == "text" else seen["drawn"]["image"]
+        np.testing.assert_array_equal(seen["images"], shown)
     _, *captions = drawn("text_alone")
-    assert len(captions) == 2
-    assert {w for c in captions for w in c.replace(",", "").split()} <= set(VOCABULARY)
+    assert captions == [source.decode(w) for w in seen["drawn"]["words"]]
+    with pytest.raises(UserError, match="features, which are not words"):
+        sampling.spelled(np.zeros((2, 5, 3)), source)
+    with pytest.raises(UserError, match=r"has no decode\(text\)"):
+        sampling.spelled(seen["drawn"]["words"], small.Source())

@@ -19,7 +19,7 @@ import json, jax, small
 from lab import axes
 from lab.models.shared import rolled
 from lab.population import Population
-from lab.study import held_out
+from lab.data.loader import held_out
 from lab.train import over_trials
 
 out, source = {}, small.Source()

@@ -163,7 +163,7 @@ sys.path.insert(0, sys.argv[1])
 import jax, jax.numpy as jnp, numpy as np, small
 from lab import axes
 from lab.population import Population
-from lab.study import held_out
+from lab.data.loader import held_out
 
 source, out = small.Source(), {"devices": jax.device_count()}
 points = [{"seed": 0}, {"seed": 1}]

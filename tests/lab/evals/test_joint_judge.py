@@ -101,6 +101,16 @@ def test_chance_over_all_pairs_by_hand():
     assert apart(np.array([-1, -1]), np.array([0, 1])) == 0
 
 
+@pytest.mark.parametrize("skill", ["count", "relation"])
+def test_captions_that_say_no_class_are_refused_and_short_ones_say_it(skill):
+    options = dict(skill=skill, extras=("text",))
+    source = Shapes("eval", "", density="short", **options)
+    judge = Judge(source, source, n=20)
+    assert judge._ceilings == {"image": 1.0, "text": 1.0, "pair": 1.0}
+    with pytest.raises(UserError, match="those of 'shapes' here do not; expected skill 'object', or density='short'"):
+        Judge(Shapes("eval", "", density="medium", **options), source, n=20)
+
+
 def test_a_source_without_captions_is_refused():
     with pytest.raises(UserError, match="judge 'joint' needs pictures and captions"):
         Judge(Shapes("eval", ""), TRAIN)
