@@ -2,7 +2,7 @@
 
 One alone, and the set that it makes for icons_tokens.py and icons_latents.py:
 `./launch.sh run experiments/icons_tokenizers.py --config.model.name=vq --workdir runs/vq`
-`./launch.sh data encode icons size=32 views=2 'sets=("fontawesome", "octicons")' --with runs/vq/icons_tokenizers --to icons-vq`
+`./launch.sh data encode icons size=32 views=2 'sets=("octicons",)' --with runs/vq/icons_tokenizers --to icons-vq`
 """
 
 from ml_collections import ConfigDict

@@ -25,10 +25,10 @@ def get_config():
     c = ConfigDict()
     c.base = dict(width=128)
     c.model, c.objective = ARMS["decoder"][:2]
-    tokens = dict(name="encoded", path="icons-vq", shapes=dict(tokens=(8, 8)), classes=2, vocabulary=256)
+    tokens = dict(name="encoded", path="icons-vq", shapes=dict(tokens=(8, 8)), classes=1, vocabulary=256)
     c.data = dict(name="text", source=tokens, tokens="words", words=1024, length=8)
     c.optim = dict(schedule="cosine", warmup=100, lr=2.0**-8)
-    c.train = dict(steps=2500, batch=32, log_every=50)
+    c.train = dict(steps=1500, batch=32, log_every=50)
     c.eval = dict(examples=512, batch=128, every=500)
     c.judge = dict(names=("learned",), n=256, options=dict(learned=dict(study="runs/icons_judge")))  # of icons_judge.py
     return c

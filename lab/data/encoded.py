@@ -74,7 +74,7 @@ def _dims(shapes: dict[str, Sequence[int]], classes: int, vocabulary: int | None
 
 def declared(config: dict) -> tuple[dict[str, int], dict[str, tuple[tuple[int, ...], type]]]:
     """Dims, and {name: (shape, dtype)} of an example, as a config's section `data` declares a set: enough to plan a run without it."""
-    shapes = config.get("shapes") or {}
+    shapes = {k: tuple(v) if isinstance(v, list) else v for k, v in (config.get("shapes") or {}).items()}  # of study.json they are lists
     kinds = {"image": 3, "tokens": 2, "text": 2, "pooled": 1}
     for key, shape in shapes.items():
         if key not in kinds:

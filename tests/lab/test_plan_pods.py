@@ -270,6 +270,11 @@ def test_what_declares_no_set_says_so(data, said):
         encoded.declared(data)
 
 
+def test_a_set_is_declared_by_the_config_of_a_study_too():
+    data = dict(shapes=dict(image=(16, 16, 4)), classes=10)
+    assert encoded.declared(json.loads(json.dumps(data))) == encoded.declared(data)
+
+
 def test_plans_of_all_keep_those_of_before_until_they_are_made_anew(tmp_path, monkeypatch):
     files, out, made = [tmp_path / "a.py", tmp_path / "b.py"], tmp_path / "plans.json", []
     for f in files:
