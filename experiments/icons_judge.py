@@ -1,4 +1,7 @@
-"""Which caption does an icon of 32 pixels fit? Two towers for judging what icons_tokens.py and icons_latents.py draw, of one size whatever drew it."""
+"""Which caption does an icon of 32 pixels fit?
+
+Two towers, which judge what icons_tokens.py and icons_latents.py draw; of one size whatever drew it.
+"""
 
 from ml_collections import ConfigDict
 

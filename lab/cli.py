@@ -417,9 +417,6 @@ def _plan_pod(args: argparse.Namespace) -> int:
         raise UserError(f"--price={args.price} must be that of a chip-hour, 0 or more")
     os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs: the devices of this machine are left to others
     _jax()
-    import jax
-
-    jax.config.update("jax_enable_compilation_cache", False)  # a pod's program is not read back where there is no pod
     from lab import pods, pods_text
     from lab.experiment import load
 

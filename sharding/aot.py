@@ -1,15 +1,17 @@
 """Compile ahead of time, for this machine's devices or for a TPU topology that is nowhere near, and ask the program what it costs."""
 
+import contextlib
 import os
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from sharding.hlo import Collective, collectives
@@ -85,8 +87,21 @@ def topology(name: str, slices: int = 1) -> list:
 
 def cost(lowered: jax.stages.Lowered, mesh: Mesh) -> Cost:
     """Compile what was lowered for the devices of a mesh, and what it takes of each of them."""
-    with tempfile.TemporaryDirectory() as dump:
+    with tempfile.TemporaryDirectory() as dump, _uncached():
         return _cost(lowered, mesh, Path(dump))
+
+
+@contextlib.contextmanager
+def _uncached() -> Iterator[None]:
+    """Without the compile cache, which cannot read a pod's program back where there is no pod; jax asks once, unless it is reset."""
+    before = jax.config.jax_enable_compilation_cache
+    try:
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def _cost(lowered: jax.stages.Lowered, mesh: Mesh, dump: Path) -> Cost:
@@ -100,10 +115,9 @@ def _cost(lowered: jax.stages.Lowered, mesh: Mesh, dump: Path) -> Cost:
         if flags is not None:
             os.environ["XLA_FLAGS"] = flags
     m = program.memory_analysis()
-    # as the compiler itself has written it: jaxlib cannot read some collectives of a v6e; from a compile cache nothing is written
-    written = max(dump.glob("*after_optimizations.txt"), key=lambda p: p.stat().st_size, default=None)
-    text = written.read_text() if written else program.as_text()
-    found = tuple(collectives(text, mesh))
+    # as the compiler itself has written it: jaxlib cannot read some collectives of a v6e
+    written = max(dump.glob("*after_optimizations.txt"), key=lambda p: p.stat().st_size)
+    found = tuple(collectives(written.read_text(), mesh))
     seconds = time.monotonic() - start
     return Cost(seconds, m.argument_size_in_bytes, m.temp_size_in_bytes, _alive(program), collectives=found)
 
