@@ -300,30 +300,31 @@ def build(config):
     from lab.data.loader import open_source
     from lab.population import build
 
-    if config["data"]["name"] == "icons":
-        side, classes = config["data"]["size"], len(config["data"]["sets"])
+    around = config["data"].get("source", config["data"])
+    if around["name"] == "icons":
+        side, classes = around["size"], len(around["sets"])
         item, dims = (
             {"image": np.zeros((side, side, 1), np.uint8), "label": np.int32(0)},
             {"image": side, "channels": 1, "classes": classes},
         )
-        if "tokens" in config["data"].get("extras", ()):
+        if "tokens" in around.get("extras", ()):
             item["tokens"] = np.zeros(side * side, np.int32)
-            dims |= {"side": side, "tokens": side * side, "vocabulary": config["data"]["levels"]}
-    elif config["data"].get("source", {}).get("name") == "strokes":
-        inside, length = config["data"]["source"], config["data"]["length"]
+            dims |= {"side": side, "tokens": side * side, "vocabulary": around["levels"]}
+    elif around["name"] == "strokes":
+        inside, length = around, config["data"]["length"]
         dims = strokes.sizes(strokes.Grammar(inside["grid"]), inside["length"], inside["infill"])
         item = {"tokens": np.zeros(dims["tokens"], np.int32), "text": np.zeros(length, np.int32), "sentinels": np.zeros(2, np.int32)}
         item |= {"label": np.int32(0), "length": np.int32(3)}
         dims |= {"classes": len(inside["sets"]), "words": config["data"]["words"] + 4, "length": length}
-    elif (around := config["data"].get("source", config["data"])).get("shapes"):
+    elif around.get("shapes"):
         dims, shapes = declared(around)
         item = {k: np.zeros(shape, dtype) for k, (shape, dtype) in shapes.items()}
-        if config["data"]["name"] == "text":  # as many words as it may have
-            dims |= {"words": config["data"]["words"], "length": config["data"]["length"]}
-            item["text"] = np.zeros(dims["length"], np.int32)
     else:
         source = open_source(dict(config["data"]), "eval", "")
         item, dims = source[0], source.dims
+    if config["data"]["name"] == "text" and "text" not in item:  # as many words as it may have
+        dims |= {"words": config["data"]["words"], "length": config["data"]["length"]}
+        item["text"] = np.zeros(dims["length"], np.int32)
     shapes = {k: jax.ShapeDtypeStruct((2, *np.shape(v)), np.asarray(v).dtype) for k, v in item.items()}
     return build(config, dims), shapes
 
