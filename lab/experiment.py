@@ -193,6 +193,7 @@ def _check_points(config: ConfigDict, points: list[dict]) -> list[str]:
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    """A config's values by dotted key; an empty section is a value."""
     flat = {}
     for k, v in tree.items():
         flat |= flatten(v, f"{prefix}{k}.") if isinstance(v, dict) and v else {f"{prefix}{k}": v}

@@ -61,8 +61,8 @@ class Painter:
     def samples(self, params: Any, cond: dict[str, np.ndarray], **options: Any) -> dict[str, np.ndarray]:
         """What is drawn, [trials, n, ...], for conditions [n, ...], and under 'image' its pictures: floats as a model sees them.
 
-        `options` stand in place of the sampler's own. A sampler that draws several things gives a dict of them, of which all are kept. Pictures are cut to [-1, 1] where the source has
-        bytes (`clip`).
+        `options` stand in place of the sampler's own. A sampler that draws several things gives a dict of them, of which all are kept.
+        Pictures are cut to [-1, 1] where the source has bytes (`clip`).
         """
         n = len(next(iter(cond.values())))
         size = min(n, CHUNK)

@@ -190,6 +190,7 @@ def held_out(config: dict, source: Any) -> dict[str, np.ndarray]:
 
 
 def few(config: dict, n: int) -> dict:
+    """A config of which `held_out` gives `n` examples in one batch."""
     return {**config, "eval": {**config["eval"], "examples": n, "batch": n}}
 
 
