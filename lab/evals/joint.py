@@ -7,7 +7,7 @@ import numpy as np
 
 from lab.errors import UserError
 from lab.evals._pictures import check, name
-from lab.evals.intervals import wilson
+from lab.evals.intervals import share
 
 
 class Judge:
@@ -45,11 +45,13 @@ class Judge:
         said = self._real.said(subject.draw(pictures, task="text")["words"])
         pair = subject.draw(pictures, task="pair")
         told = self._real.said(pair["words"])
-        out = share("image", self._shows(made, label), self._real.chance, self._ceilings["image"])
-        out |= share("text", said == label, apart(said, label), self._ceilings["text"])
         swapped = np.mean([np.mean(self._shows(pair["image"], np.roll(told, k))) for k in range(1, min(9, self._n))])
-        out |= share("pair", self._shows(pair["image"], told), float(swapped), self._ceilings["pair"])
-        return out | {f"joint_{k}_valid": float(np.mean(v >= 0)) for k, v in (("text", said), ("pair", told))}
+        hits = {"image": self._shows(made, label), "text": said == label, "pair": self._shows(pair["image"], told)}
+        chances = {"image": self._real.chance, "text": apart(said, label), "pair": float(swapped)}
+        out = {f"joint_{k}_valid": float(np.mean(v >= 0)) for k, v in (("text", said), ("pair", told))}
+        for k, right in hits.items():
+            out |= share(f"joint_{k}", right) | {f"joint_{k}_chance": chances[k], f"joint_{k}_ceiling": self._ceilings[k]}
+        return out
 
     @cached_property
     def _given(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
@@ -79,10 +81,3 @@ def apart(said: np.ndarray, label: np.ndarray) -> float:
     n = len(label)
     same = sum(np.sum(said == k) * np.sum(label == k) for k in np.unique(label)) - np.sum(said == label)
     return float(same / (n * (n - 1)))
-
-
-def share(column: str, hits: np.ndarray, chance: float, ceiling: float) -> dict[str, float]:
-    """A share with its interval and bounds, by their columns."""
-    low, high = wilson(int(np.sum(hits)), len(hits))
-    found = {"": np.mean(hits), "_low": low, "_high": high, "_chance": chance, "_ceiling": ceiling}
-    return {f"joint_{column}{k}": float(v) for k, v in found.items()}

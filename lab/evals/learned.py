@@ -8,7 +8,7 @@ import numpy as np
 from lab.errors import UserError
 from lab.evals import _learned
 from lab.evals._pictures import check, pictures, sampled, subset
-from lab.evals.intervals import wilson
+from lab.evals.intervals import share
 
 KEY = "config key judge.options.learned.study"
 
@@ -112,8 +112,7 @@ class Judge:
         asked = {k: np.asarray(v) for k, v in subject.samples.items() if k in ("label", "text")}
         out = {}
         for name, right in self._right(images, asked).items():
-            low, high = wilson(right.sum(), len(right))
-            out |= {f"learned_{name}": float(right.mean()), f"learned_{name}_low": low, f"learned_{name}_high": high}
+            out |= share(f"learned_{name}", right)
             out[f"learned_{name}_ceiling"] = self.ceilings[f"learned_{name}_ceiling"]
         if "classifier" in self._judges:
             given, want = self._judges["classifier"].label(images), asked["label"]

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import bootstrap, mannwhitneyu
 
 from lab.evals._pictures import check, need_pictures, pictures, sampled, subset
-from lab.evals.intervals import wilson
+from lab.evals.intervals import share
 
 SEARCH = 1 << 20  # training pictures that are looked through for copies
 ROWS = 512  # whose distances to all training pictures are held at a time
@@ -82,7 +82,7 @@ class Judge:
         images = sampled("novelty", subject, self._real)
         mine, (seen, searched) = prints(images, self._eight_bit), self._seen
         out = {"novelty_unique": sum(c == 1 for c in Counter(mine).values()) / len(mine), "novelty_searched": float(searched)}
-        out |= _share("new", sum(p not in seen for p in mine), len(mine))
+        out |= share("novelty_new", [p not in seen for p in mine])
         if self._eight_bit:  # as held-out pictures are
             images = stored(images, True).astype(np.float32) / 127.5 - 1
         near = nearest(images, self._near)
@@ -90,15 +90,10 @@ class Judge:
         if np.median(self._held) > 0:
             out |= _ratio(near, self._held)
         if hasattr(self._real, "valid"):
-            out |= _share("valid", int(np.sum(self._real.valid(images))), len(images))
+            out |= share("novelty_valid", self._real.valid(images))
         elif hasattr(self._real, "correct"):
-            out |= _share("valid", int(np.sum(self._real.correct(images, subject.samples["label"]))), len(images))
+            out |= share("novelty_valid", self._real.correct(images, subject.samples["label"]))
         return out
-
-
-def _share(name: str, hits: int, n: int) -> dict[str, float]:
-    low, high = wilson(hits, n)
-    return {f"novelty_{name}": hits / n, f"novelty_{name}_low": low, f"novelty_{name}_high": high}
 
 
 def _ratio(near: np.ndarray, held: np.ndarray) -> dict[str, float]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from lab.errors import UserError
 from lab.evals._pictures import check
-from lab.evals.intervals import wilson
+from lab.evals.intervals import share
 
 LEVEL = 0.9  # coverage of the interval
 
@@ -36,8 +36,6 @@ class Judge:
         if not np.isfinite(images).all():
             raise UserError(f"{int((~np.isfinite(images)).reshape(len(images), -1).any(1).sum())} of {len(images)} samples are not finite")
         right = np.asarray(self.source.correct(images, labels))
-        low, high = wilson(right.sum(), len(right), LEVEL)
-        out = {"oracle": right.mean(), "oracle_low": low, "oracle_high": high}
-        out |= {"oracle_chance": self.source.chance, "oracle_ceiling": self.ceiling}
+        out = share("oracle", right, LEVEL) | {"oracle_chance": self.source.chance, "oracle_ceiling": self.ceiling}
         parts = self.source.parts(images, labels) if hasattr(self.source, "parts") else {}
         return {k: float(v) for k, v in out.items()} | {f"oracle_{k}": float(np.mean(v)) for k, v in parts.items()}

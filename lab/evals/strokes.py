@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable
 from contextlib import suppress
 from functools import cached_property
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from lab.data._stroke_tokens import END, Grammar
 from lab.errors import UserError
 from lab.evals._pictures import check, name
-from lab.evals.intervals import wilson
+from lab.evals.intervals import share
 from lab.objectives.conditions import known
 
 SEARCH = 1 << 20  # training sequences that are looked through for copies
@@ -51,12 +50,12 @@ class Judge:
         n, once, real = len(made), single(made), self._held[: len(made)]
         valid = [self._grammar.valid(s) for s in made]
         new = [s.tobytes() not in self._seen for s in made]
-        out = share("valid", valid) | share("unique", [a and b for a, b in zip(valid, once, strict=True)])
-        out |= share("new", [a and b for a, b in zip(valid, new, strict=True)])
+        out = share("strokes_valid", valid) | share("strokes_unique", [a and b for a, b in zip(valid, once, strict=True)])
+        out |= share("strokes_new", [a and b for a, b in zip(valid, new, strict=True)])
         out |= {"strokes_unique_any": sum(once) / n, "strokes_searched": float(min(len(self._train), SEARCH))}
         out |= {f"strokes_{k}_ceiling": float(np.mean(v)) for k, v in self._ceilings(real).items()}
         if self._infills and subject.draw is not None:
-            out |= share("infill", [self._fits(row, i) for i, row in enumerate(subject.draw(self._holes)["tokens"])])
+            out |= share("strokes_infill", [self._fits(row, i) for i, row in enumerate(subject.draw(self._holes)["tokens"])])
             out |= self._infill_bounds
         with suppress(UserError):  # of an objective that knows none
             out |= bits(subject.errors["error"], subject.errors["t"])
@@ -123,13 +122,6 @@ def single(sequences: list[np.ndarray]) -> list[bool]:
     keys = [s.tobytes() for s in sequences]
     counts = Counter(keys)
     return [counts[k] == 1 for k in keys]
-
-
-def share(column: str, hits: Iterable[bool]) -> dict[str, float]:
-    """A share and its interval, by their columns."""
-    hits = list(hits)
-    low, high = wilson(sum(hits), len(hits))
-    return {f"strokes_{column}": sum(hits) / len(hits), f"strokes_{column}_low": low, f"strokes_{column}_high": high}
 
 
 def bits(nats: np.ndarray, length: np.ndarray) -> dict[str, float]:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from lab.errors import UserError
-from lab.evals.intervals import wilson
+from lab.evals.intervals import share
 
 
 class Judge:
@@ -22,5 +22,4 @@ class Judge:
         error = np.asarray(subject.errors["error"])
         if error.ndim != 1 or not np.isin(error, (0, 1)).all():
             raise UserError("judge 'wrong' needs an objective whose errors are right or wrong, such as classify or contrast")
-        low, high = wilson(error.sum(), len(error))
-        return {"wrong": float(error.mean()), "wrong_low": low, "wrong_high": high}
+        return share("wrong", error)
