@@ -106,7 +106,7 @@ def get_config():
     c.data = dict(name="shapes", size=8, grid=1, density="medium", extras=("text",))
     c.train = dict(steps=3, batch=8, log_every=1)
     c.eval = dict(examples=16, batch=8, every=3)
-    c.sample = dict(n=4, options=dict(steps=2, guidance=2.0))
+    c.sample = dict(n=4, options=dict(steps=2, guidance=2.0, task="image"))  # a judge asks for other tasks all the same
     c.judge = dict(names=("oracle", "joint"), n=8, options=dict(joint=dict(n=6)))
     return c
 '''

@@ -91,6 +91,11 @@ def test_captions_of_every_density_say_their_class(density, grid):
     assert (source.said(np.stack([x["text"] for x in items])) == [x["label"] for x in items]).all()
 
 
+def test_a_hole_in_a_caption_says_nothing_and_padding_behind_it_does():
+    text, label = REAL[0]["text"], REAL[0]["label"]
+    assert REAL.said(np.stack([np.insert(text, k, 0) for k in range(len(text) + 1)])).tolist() == [-1] * len(text) + [label]
+
+
 def test_a_caption_of_several_objects_says_no_class_of_one():
     source = Shapes("eval", "", skill="scene", density="medium", extras=("text",))
     assert (source.said(np.stack([source[i]["text"] for i in range(8)])) == -1).all()

@@ -159,7 +159,7 @@ def test_what_cannot_be_judged_is_named(study, tmp_path, monkeypatch, capsys):
         learned.Judge(*other, str(study))
     small = open_source({"name": "shapes", "size": 8, "grid": 1}, "eval", "")
     monkeypatch.setitem(held.info, "vocabulary", {"tokens": "words"})
-    judge = learned.Judge(held, train, str(study))
+    judge = learned.Judge(held, train, str(study), candidates=8)
     assert "two_tower" not in judge._judges  # it would read other words
     monkeypatch.undo()
     with pytest.raises(UserError, match=r"pictures of shape \[8, 8, 1\], the source's are \[8, 8, 3\]"):
